@@ -1,0 +1,95 @@
+package vmm
+
+import (
+	"io"
+	"log/slog"
+
+	"github.com/hugelgupf/p9/p9"
+)
+
+// Config describes a machine. The zero value of every field but Kernel is
+// usable.
+type Config struct {
+	// Memory is the guest RAM in bytes, a multiple of 4 KiB; 0 means 256 MiB.
+	// It is a memory file touched lazily: what the guest does not use costs
+	// nothing.
+	Memory int64
+	// CPUs is the number of virtual processors, 1 to MaxCPUs; 0 means 1.
+	CPUs int
+	// Kernel is what the machine boots.
+	Kernel Kernel
+	// Initrd is the initial RAM disk (a cpio archive), placed as high below
+	// the hole under 4 GiB as it fits. May be empty.
+	Initrd []byte
+	// Cmdline is the kernel command line. The machine adds nothing to it.
+	Cmdline string
+	// Disks appear as /dev/vda, /dev/vdb… in this order.
+	Disks []Disk
+	// Shares are 9P file systems, found in the guest by their tags.
+	Shares []Share
+	// Console is the first serial port (ttyS0), Control the second (ttyS1).
+	Console, Control Serial
+	// KVM is the path of the KVM device; empty means /dev/kvm.
+	KVM string
+	// Logger takes the machine's own messages; nil discards them.
+	Logger *slog.Logger
+}
+
+// MaxCPUs is the largest number of virtual processors of a machine.
+const MaxCPUs = 64
+
+// DefaultKVM is the KVM device of the host.
+const DefaultKVM = "/dev/kvm"
+
+// Kernel is a kernel image: an uncompressed x86-64 ELF file (vmlinux). It is
+// read while New runs and not kept.
+type Kernel struct {
+	// Name names the image in error messages, usually its file name.
+	Name string
+	// Image is the ELF file, Size its length in bytes.
+	Image io.ReaderAt
+	Size  int64
+}
+
+// Disk is one virtio block device.
+type Disk struct {
+	// Backend holds the disk's contents. The machine does not close it.
+	Backend Backend
+	// ReadOnly makes the guest see a read-only disk.
+	ReadOnly bool
+	// Serial is the identity the guest reads (at most 20 bytes), as in
+	// /dev/disk/by-id/virtio-SERIAL.
+	Serial string
+}
+
+// Backend is a disk's contents (the methods of virtioblk.Backend).
+type Backend interface {
+	io.ReaderAt
+	io.WriterAt
+	Flush() error
+	Size() int64
+}
+
+// Share is one 9P file system.
+type Share struct {
+	// Tag is the mount tag, at most 255 bytes.
+	Tag string
+	// Attacher serves the tree.
+	Attacher p9.Attacher
+}
+
+// Serial connects one serial port. A nil In never has input, a nil Out
+// discards the output.
+//
+// In is read by a goroutine which ends when In returns an error. A Read that
+// never returns outlives the machine (there is no way to interrupt it): give
+// an In whose Read can be ended, such as a pipe or an *os.File with deadlines.
+// Input waits until the guest has room for it; nothing is dropped.
+//
+// Out is written by a goroutine, so a slow Out does not stop the guest before
+// a bounded buffer is full. Close waits until what the guest wrote is out,
+// with a time limit.
+type Serial struct {
+	In  io.Reader
+	Out io.Writer
+}
