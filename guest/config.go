@@ -1,0 +1,74 @@
+package guest
+
+import "encoding/json"
+
+// ConfigPath is where the initramfs holds the InitConfig. Its presence tells a
+// program that runs as PID 1 that it is the init of a moovm guest.
+const ConfigPath = "/moovm/config.json"
+
+// Mount is one file system that the init mounts, below the root of the disk
+// (or of the initramfs when there is no disk).
+type Mount struct {
+	Source  string `json:"source"`            // device, or 9P tag
+	Target  string `json:"target"`            // absolute path; created when missing
+	Type    string `json:"type"`              // as /proc/filesystems names it
+	Options string `json:"options,omitempty"` // comma separated, as for mount -o
+}
+
+// Root says which disk is the root file system, as the kernel parameters of
+// the same names do.
+type Root struct {
+	Device  string `json:"device"`            // /dev/vda, UUID=…, LABEL=…, PARTUUID=…, SERIAL=…
+	Type    string `json:"type,omitempty"`    // rootfstype; empty = recognised from the superblock
+	Options string `json:"options,omitempty"` // rootflags
+	// ReadOnly mounts the root file system read-only.
+	ReadOnly bool `json:"read_only,omitempty"`
+	// WaitSeconds is how long the init waits for the device; 0 = 10 seconds.
+	WaitSeconds int `json:"wait_seconds,omitempty"`
+}
+
+// Command is one program to run in the guest.
+type Command struct {
+	Args []string `json:"args"`
+	Env  []string `json:"env,omitempty"` // added to PATH, HOME and TERM
+	Dir  string   `json:"dir,omitempty"` // working folder; empty = /
+	// Terminal gives the command a pseudo terminal of its own; stdout and
+	// stderr then arrive as one stream.
+	Terminal bool `json:"terminal,omitempty"`
+	// Rows and Columns are the terminal's size in characters.
+	Rows    uint16 `json:"rows,omitempty"`
+	Columns uint16 `json:"columns,omitempty"`
+}
+
+// InitConfig is what the host tells the init. It travels as JSON in the
+// initramfs, at ConfigPath.
+type InitConfig struct {
+	// Version of this structure; see ConfigVersion.
+	Version int `json:"version"`
+	// Modules are files in the initramfs, in load order.
+	Modules []string `json:"modules,omitempty"`
+	// Root is the root disk; nil = stay in the initramfs.
+	Root *Root `json:"root,omitempty"`
+	// Init is the program of the root disk that takes over as PID 1 when there
+	// is no Command; empty = /sbin/init and the places the kernel tries after it.
+	Init string `json:"init,omitempty"`
+	// Mounts are made after the root disk is mounted.
+	Mounts []Mount `json:"mounts,omitempty"`
+	// Command is run instead of Init; its exit status is reported.
+	Command *Command `json:"command,omitempty"`
+	// Control is the serial line to the host; empty = none.
+	Control string `json:"control,omitempty"`
+	// Hostname is set before anything runs; empty = leave it.
+	Hostname string `json:"hostname,omitempty"`
+}
+
+// ConfigVersion is the InitConfig version this package writes and reads.
+const ConfigVersion = 1
+
+// Marshal returns the JSON the init reads.
+func (c InitConfig) Marshal() ([]byte, error) {
+	if c.Version == 0 {
+		c.Version = ConfigVersion
+	}
+	return json.MarshalIndent(c, "", "  ")
+}
