@@ -7,19 +7,6 @@ import (
 
 var errSkeleton = errors.New("guest: not written yet")
 
-// Kernel is a loaded kernel.
-type Kernel struct {
-	Path    string
-	Release string
-	Format  string
-	image   []byte
-}
-
-func LoadKernel(path string) (*Kernel, error)             { return nil, errSkeleton }
-func (k *Kernel) Image() []byte                           { return k.image }
-func (k *Kernel) Size() int64                             { return int64(len(k.image)) }
-func (k *Kernel) ReadAt(p []byte, off int64) (int, error) { return 0, errSkeleton }
-
 // Modules is an opened …/lib/modules/RELEASE folder.
 type Modules struct{ dir string }
 
