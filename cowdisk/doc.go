@@ -1,0 +1,24 @@
+// Package cowdisk is a copy-on-write disk object: a sparse overlay file on top of a read-only backing file, in the "MOOO" image formats of
+// User Mode Linux and of QEMU's historical cow driver.
+//
+// An image is a header, a bitmap (one bit per 512-byte sector, least significant bit first; 1 = the sector's data is in this file) and a
+// data area. A sector whose bit is clear is read from the backing file, which may itself be such an image; without a backing file it reads
+// as zeros. Six layouts of the same idea exist; [Variant] names them.
+//
+// # Durability
+//
+// A bit on disk before its data would break the promise that a sector is old or new, never something else. So a new bit lives in memory
+// until the data it covers has been synced; then the bitmap is written, and synced. One [Disk.Flush] costs exactly two fdatasync when
+// sectors were allocated since the last one, one when only allocated sectors were overwritten, and none when nothing was written. One pass
+// serves every flush waiting at the time. When a sync fails, its bits are not written and every later Flush reports the failure.
+//
+// # Concurrency
+//
+// A [Disk] may be used by any number of goroutines. Reads take no lock. Writes to allocated sectors take none either; first writes lock
+// the 4 KiB units they allocate, so that two writers in one unit cannot undo each other's copy-up.
+//
+// # Trust
+//
+// An image file is input. Its fields are checked before use, memory is bounded by [Options].BitmapMemory whatever the header says, and the
+// backing path in it is followed only below the image's own folder or a folder named in [Options].BackingRoots.
+package cowdisk
