@@ -1,0 +1,36 @@
+// Package fence puts a 9P2000.L server (github.com/hugelgupf/p9) behind a
+// framer that trusts its client with nothing, so that a hostile guest or a
+// stranger on a socket can neither crash, hang nor bloat the host.
+//
+// A [Session] is one client. Every T-message goes through Submit, which reads
+// it into private memory, checks it field by field, and only then lets the
+// server see it; every R-message is matched by its tag to the exchange it
+// answers and bounded by the room that exchange has. [Serve] does the same for
+// the connections of a listener.
+//
+// What the framer keeps from the server, and why (p9 v0.4.1):
+//
+//   - A Tflush of its own tag, or two of each other, would wait for ever. The
+//     framer answers Tflush itself, after the reply to the old message.
+//   - A second message with a tag in flight would never be answered: refused.
+//   - A malformed message would be answered with NOTAG, or end the session:
+//     lengths, strings and counts are checked first, and answered with Rlerror.
+//   - A Tread or Treaddir for more than msize would panic or overrun the
+//     reply: counts are clamped to the message size and the room for the reply.
+//   - Tversion in mid-session races with requests and keeps the fids: the
+//     framer drains, starts a fresh server, and then forwards it.
+//   - Anything before Tversion would meet a server without buffers: refused.
+//   - Two Tlopen of one fid at once would both open the file; messages that
+//     change a fid wait until no other message uses it.
+//   - A rename while a fid of the same file is clunked can lock the server up:
+//     renames and removals run alone.
+//   - Fids and names are unbounded: at most MaxFIDs fids, 16 names a walk,
+//     255 bytes a name. A fid in use is not silently replaced.
+//   - Extended attributes share one File among fids, take unbounded memory and
+//     answer EINVAL: they are answered with EOPNOTSUPP, as by a file system
+//     without them. Protocol extensions (9P2000.L.Google.N) are not offered.
+//
+// Known and not fenced off: a session keeps about 100 bytes for each name that
+// was ever removed from or walked to in a folder, until the next Tversion; and
+// a file that has been removed while open cannot be truncated (EINVAL).
+package fence
