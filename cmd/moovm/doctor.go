@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/sandbox"
+	"github.com/moovm/moovm/vmm"
+)
+
+// finding is one thing the doctor looked at.
+type finding struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Found  string `json:"found"`
+	Advice string `json:"advice,omitempty"`
+}
+
+// diagnosis is what `moovm doctor --json` prints.
+type diagnosis struct {
+	// Accel is what `moovm run --accel auto` would use: kvm, sandbox or none.
+	Accel    string    `json:"accel"`
+	Reason   string    `json:"reason"`
+	Findings []finding `json:"findings"`
+}
+
+func newDoctorCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what this machine can do, and what would help",
+		Long: `Looks at what running guests needs: a KVM that executes real code (it runs a
+few instructions, rather than only opening /dev/kvm), a kernel with its
+modules, and the tools of the sandbox, which stands in where KVM is not enough.
+
+Exit status: 0 if guests can run here, 1 if not.`,
+		Example: "  moovm doctor\n  moovm doctor --json | jq -r .accel",
+		Args:    wantArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := examine(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(d); err != nil {
+					return err
+				}
+			} else {
+				d.print(cmd)
+			}
+			if d.Accel == "none" {
+				return &statusError{status: exitFailed}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func (d *diagnosis) print(cmd *cobra.Command) {
+	out := cmd.OutOrStdout()
+	for _, f := range d.Findings {
+		mark := "ok  "
+		if !f.OK {
+			mark = "MISS"
+		}
+		fmt.Fprintf(out, "%s  %-14s %s\n", mark, f.Name, f.Found)
+		if f.Advice != "" {
+			fmt.Fprintf(out, "      %-14s → %s\n", "", f.Advice)
+		}
+	}
+	fmt.Fprintf(out, "\nGuests run with: %s. %s\n", d.Accel, d.Reason)
+}
+
+// examine looks at everything and draws the conclusion.
+func examine(ctx context.Context) (*diagnosis, error) {
+	probe, err := vmm.Probe(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	d := &diagnosis{}
+	kvm := finding{Name: "KVM", OK: probe.Usable, Found: probe.Reason}
+	switch probe.Status {
+	case vmm.ProbeMissing:
+		kvm.Advice = "load kvm-intel or kvm-amd, or enable nested virtualisation if this is a virtual machine; the sandbox works without"
+	case vmm.ProbePermission:
+		kvm.Advice = "join the group that owns " + probe.Path + " (usually kvm), or run as root"
+	}
+	d.Findings = append(d.Findings, kvm, kernelFinding())
+
+	qemu := finding{Name: "QEMU", Found: "not installed", Advice: "apt-get install qemu-system-x86 (for the sandbox; not needed where KVM works)"}
+	if path, err := exec.LookPath(sandbox.DefaultQEMU); err == nil {
+		qemu = finding{Name: "QEMU", OK: true, Found: firstLine(ctx, path, "--version")}
+	}
+	d.Findings = append(d.Findings, qemu)
+	for _, tool := range [][2]string{{"mmdebstrap", "mmdebstrap"}, {"mke2fs", "e2fsprogs"}} {
+		f := finding{Name: tool[0], Found: "not installed", Advice: "apt-get install " + tool[1] + " (to build base images)"}
+		if path, err := exec.LookPath(tool[0]); err == nil {
+			f = finding{Name: tool[0], OK: true, Found: path}
+		}
+		d.Findings = append(d.Findings, f)
+	}
+
+	switch {
+	case probe.Usable:
+		d.Accel, d.Reason = "kvm", "KVM runs real guest code."
+	case qemu.OK && d.Findings[1].OK:
+		d.Accel, d.Reason = "sandbox", "KVM here is not enough: "+lowerFirst(probe.Reason)
+	default:
+		d.Accel, d.Reason = "none", "KVM here is not enough ("+lowerFirst(probe.Reason)+"), and the sandbox lacks something; see above."
+	}
+	return d, nil
+}
+
+func kernelFinding() finding {
+	path, err := findKernel()
+	if err != nil {
+		return finding{Name: "kernel", Found: "none found", Advice: err.Error()}
+	}
+	k, err := guest.LoadKernel(path)
+	if err != nil {
+		return finding{Name: "kernel", Found: err.Error(), Advice: "name another with --kernel or $MOOVM_KERNEL"}
+	}
+	dir := modulesFor(path, "")
+	if _, err := guest.OpenModules(dir, k.Release); err != nil {
+		return finding{Name: "kernel", OK: true, Found: path + " (" + k.Release + ")", Advice: "no modules: " + err.Error()}
+	}
+	return finding{Name: "kernel", OK: true, Found: path + " (" + k.Release + "), modules in " + filepath.Join(dir, k.Release)}
+}
+
+func firstLine(ctx context.Context, name string, args ...string) string {
+	out, err := exec.CommandContext(ctx, name, args...).Output()
+	if err != nil {
+		return name + " does not run: " + err.Error()
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return line
+}
+
+func lowerFirst(s string) string {
+	if s == "" || strings.HasPrefix(s, "/") {
+		return s
+	}
+	return strings.ToLower(s[:1]) + s[1:]
+}
+
+// self is the path of the running program, which is also the guests' init.
+func self() (string, error) {
+	path, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("cannot find this program's own file, which becomes the guest's init: %w", err)
+	}
+	return path, nil
+}

@@ -1,0 +1,94 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/moovm/moovm/guest"
+)
+
+// Defaults of a Config.
+const (
+	DefaultMemory = 4 << 30 // bytes
+	DefaultCPUs   = 2
+	DefaultQEMU   = "qemu-system-x86_64"
+)
+
+// ErrNoQEMU is returned when the emulator is not installed.
+var ErrNoQEMU = errors.New("the sandbox needs QEMU's x86 system emulator; install it (Debian: apt-get install qemu-system-x86)")
+
+// Config says what runs in a sandbox. Kernel, Init and Command are required.
+type Config struct {
+	// Kernel is the kernel of the emulated host: a vmlinuz or an ELF vmlinux
+	// with a PVH entry, and Modules its …/lib/modules folder (or a parent).
+	Kernel, Modules string
+	// Init is the static program that becomes PID 1 of the emulated host; it
+	// must call guest.InitMain when guest.IsInit says so.
+	Init string
+	// Memory is the emulated host's RAM in bytes, CPUs its processors.
+	Memory int64
+	CPUs   int
+	// Command is what to run, with paths as on this machine.
+	Command guest.Command
+	// Writable are folders of this machine whose files the command may change.
+	// Everything it writes elsewhere is gone when the sandbox ends.
+	Writable []string
+	// Stdin, Stdout and Stderr are the command's. Nil reads nothing, discards.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Console takes what the emulated host's kernel says; nil discards it.
+	Console io.Writer
+	// QEMU is the emulator's program; empty means DefaultQEMU from PATH.
+	QEMU string
+	// Logger takes the package's own messages; nil discards them.
+	Logger *slog.Logger
+}
+
+func (c *Config) setDefaults() {
+	if c.Memory == 0 {
+		c.Memory = DefaultMemory
+	}
+	if c.CPUs == 0 {
+		c.CPUs = DefaultCPUs
+	}
+	if c.QEMU == "" {
+		c.QEMU = DefaultQEMU
+	}
+	if c.Stdout == nil {
+		c.Stdout = io.Discard
+	}
+	if c.Stderr == nil {
+		c.Stderr = io.Discard
+	}
+	if c.Console == nil {
+		c.Console = io.Discard
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+func (c *Config) validate() error {
+	if len(c.Command.Args) == 0 {
+		return errors.New("sandbox: no command to run")
+	}
+	if c.Memory < 512<<20 {
+		return fmt.Errorf("sandbox: memory of %d MiB is too little for an emulated host; give at least 512M", c.Memory>>20)
+	}
+	for _, dir := range c.Writable {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("sandbox: writable folder %q is not an absolute path", dir)
+		}
+		switch st, err := os.Stat(dir); {
+		case err != nil:
+			return fmt.Errorf("sandbox: writable folder: %w", err)
+		case !st.IsDir():
+			return fmt.Errorf("sandbox: %s is not a folder", dir)
+		}
+	}
+	return nil
+}

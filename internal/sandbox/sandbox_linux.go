@@ -1,0 +1,250 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/moovm/moovm/guest"
+)
+
+// modules of the emulated host: KVM, and the roads to this machine. Those in
+// optionalModules are loaded where the kernel has them.
+var (
+	requiredModules = []string{"kvm_amd", "virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay"}
+	optionalModules = []string{"loop", "ext4", "fuse", "nbd", "tun"}
+)
+
+// mountOptions of 9P shares. cache=loose is right for the root, which the
+// overlay shields from changes, and for writable folders, whose files only the
+// sandbox should touch while it lives.
+const mountOptions = "trans=virtio,version=9p2000.L,msize=512000,cache=loose"
+
+// Run boots an emulated host, runs the command there and returns its exit
+// status (128 + signal number if a signal ended it). The error is about the
+// sandbox itself: no QEMU, a kernel that does not boot, a ctx that ended.
+func Run(ctx context.Context, c Config) (status int, err error) {
+	c.setDefaults()
+	if err := c.validate(); err != nil {
+		return 0, err
+	}
+	qemu, err := exec.LookPath(c.QEMU)
+	if err != nil {
+		return 0, fmt.Errorf("%w (%v)", ErrNoQEMU, err)
+	}
+	kernel, err := guest.LoadKernel(c.Kernel)
+	if err != nil {
+		return 0, err
+	}
+	initrd, err := initramfs(&c, kernel.Release)
+	if err != nil {
+		return 0, err
+	}
+
+	// Kernel and initramfs go to QEMU in memory files, so that nothing is left
+	// behind however this process ends.
+	kernelFile, err := memfile("kernel", kernel.Image())
+	if err != nil {
+		return 0, err
+	}
+	defer kernelFile.Close()
+	initrdFile, err := memfile("initrd", initrd)
+	if err != nil {
+		return 0, err
+	}
+	defer initrdFile.Close()
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return 0, err
+	}
+	defer ours.Close()
+	defer theirs.Close()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	console := &tail{out: c.Console}
+	var complaints bytes.Buffer
+	cmd := exec.CommandContext(ctx, qemu, qemuArgs(&c)...)
+	cmd.ExtraFiles = []*os.File{kernelFile, initrdFile, theirs} // 3, 4, 5
+	cmd.Stdout = console
+	cmd.Stderr = &complaints
+	// A killed moovm takes its emulator along. The signal follows the thread
+	// that started the child, so that thread must stay.
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("sandbox: start %s: %w", qemu, err)
+	}
+	theirs.Close()
+	started := time.Now()
+
+	status, reported, ctlErr := control(ctx, &c, ours)
+	// The emulated host powers off after its report; a broken one is stopped.
+	if !reported {
+		cancel()
+	} else {
+		stop := time.AfterFunc(10*time.Second, cancel)
+		defer stop.Stop()
+	}
+	waitErr := cmd.Wait()
+	c.Logger.Info("sandbox ended", "status", status, "took", time.Since(started).Round(time.Millisecond))
+	switch {
+	case reported:
+		return status, nil
+	case ctx.Err() != nil && context.Cause(ctx) != nil && errors.Is(ctlErr, context.Canceled):
+		return 0, context.Cause(ctx)
+	}
+	return 0, bootError(ctlErr, waitErr, complaints.String(), console.String())
+}
+
+// bootError makes one sentence, with the end of what was said, out of a
+// sandbox that ended without a report.
+func bootError(ctlErr, waitErr error, complaints, console string) error {
+	var b strings.Builder
+	b.WriteString("the sandbox ended before its command did")
+	if ctlErr != nil && !errors.Is(ctlErr, io.EOF) {
+		fmt.Fprintf(&b, ": %v", ctlErr)
+	}
+	if waitErr != nil {
+		fmt.Fprintf(&b, " (QEMU: %v)", waitErr)
+	}
+	for _, s := range []string{complaints, console} {
+		if s = strings.TrimSpace(s); s != "" {
+			b.WriteString("\n" + s)
+		}
+	}
+	return errors.New(b.String())
+}
+
+// initramfs builds the archive of the emulated host.
+func initramfs(c *Config, release string) ([]byte, error) {
+	mods, err := guest.OpenModules(c.Modules, release)
+	if err != nil {
+		return nil, err
+	}
+	files, err := mods.Resolve(requiredModules...)
+	if err != nil {
+		return nil, fmt.Errorf("the sandbox's kernel %s: %w", release, err)
+	}
+	optional, err := mods.ResolveOptional(optionalModules...)
+	if err != nil {
+		return nil, err
+	}
+	seen := make(map[string]bool)
+	var all []guest.ModuleFile
+	for _, f := range append(files, optional...) {
+		if !seen[f.Name] {
+			seen[f.Name] = true
+			all = append(all, f)
+		}
+	}
+	a := guest.Initramfs{InitPath: c.Init, Modules: all, Config: initConfig(c)}
+	return a.Bytes()
+}
+
+// initConfig tells the emulated host's init what to do.
+func initConfig(c *Config) *guest.InitConfig {
+	conf := &guest.InitConfig{
+		Root:     &guest.Root{Device: "host", Type: "9p", Options: mountOptions, ReadOnly: true, Overlay: true},
+		Command:  &c.Command,
+		Control:  "/dev/vport0p1",
+		Hostname: "sandbox",
+	}
+	for i, dir := range c.Writable {
+		conf.Mounts = append(conf.Mounts, guest.Mount{Source: shareTag(i), Target: dir, Type: "9p", Options: mountOptions})
+	}
+	return conf
+}
+
+func shareTag(i int) string { return "rw" + strconv.Itoa(i) }
+
+// qemuArgs is the emulator's command line. The CPU has SVM, for kvm-amd, and
+// no XSAVE: nested guests stumble over what QEMU 7.2 emulates of it.
+func qemuArgs(c *Config) []string {
+	args := []string{
+		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,-xsave",
+		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.FormatInt(c.Memory>>20, 10),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-serial", "stdio",
+		"-kernel", "/proc/self/fd/3", "-initrd", "/proc/self/fd/4",
+		"-append", "console=ttyS0 panic=-1 mitigations=off quiet rdinit=/init",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=control,fd=5",
+		"-device", "virtserialport,chardev=control,name=moovm.control",
+	}
+	share := func(tag, dir, more string) {
+		args = append(args,
+			"-fsdev", "local,id="+tag+",path="+escape(dir)+",security_model=none,multidevs=remap"+more,
+			"-device", "virtio-9p-pci,fsdev="+tag+",mount_tag="+tag)
+	}
+	share("host", "/", ",readonly=on")
+	for i, dir := range c.Writable {
+		share(shareTag(i), filepath.Clean(dir), "")
+	}
+	return args
+}
+
+// escape doubles commas, which separate QEMU's suboptions.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+func memfile(name string, data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: memory file for the %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("sandbox: memory file for the %s: %w", name, err)
+	}
+	return f, nil
+}
+
+func socketPair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sandbox: %w", err)
+	}
+	// Non-blocking, so that closing our end wakes a reader.
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control"), nil
+}
+
+// tail passes what is written on and keeps its end for an error message.
+type tail struct {
+	out io.Writer
+	mu  sync.Mutex
+	buf []byte
+}
+
+const tailSize = 2048
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	t.buf = append(t.buf, p...)
+	if len(t.buf) > 2*tailSize {
+		t.buf = append(t.buf[:0], t.buf[len(t.buf)-tailSize:]...)
+	}
+	t.mu.Unlock()
+	return t.out.Write(p)
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.buf[max(0, len(t.buf)-tailSize):])
+}
