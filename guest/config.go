@@ -40,13 +40,19 @@ type Command struct {
 	Columns uint16 `json:"columns,omitempty"`
 }
 
+// InitModule is a kernel module of the initramfs.
+type InitModule struct {
+	Path     string `json:"path"`
+	Optional bool   `json:"optional,omitempty"` // may fail to load
+}
+
 // InitConfig is what the host tells the init. It travels as JSON in the
 // initramfs, at ConfigPath.
 type InitConfig struct {
 	// Version of this structure; see ConfigVersion.
 	Version int `json:"version"`
 	// Modules are files in the initramfs, in load order.
-	Modules []string `json:"modules,omitempty"`
+	Modules []InitModule `json:"modules,omitempty"`
 	// Root is the root disk; nil = stay in the initramfs.
 	Root *Root `json:"root,omitempty"`
 	// Init is the program of the root disk that takes over as PID 1 when there
