@@ -1,0 +1,146 @@
+package virtio9p
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/hugelgupf/p9/p9"
+
+	"github.com/moovm/moovm/virtio"
+	"github.com/moovm/moovm/virtio9p/fence"
+)
+
+const (
+	// DeviceID is the virtio device type of a 9P transport.
+	DeviceID = 9
+	// FeatureMountTag says that the configuration space holds the tag
+	// (VIRTIO_9P_MOUNT_TAG is bit 0).
+	FeatureMountTag = 1 << 0
+	// QueueSize is the size of the one queue in descriptors, which is also the
+	// most Linux makes use of (VIRTQUEUE_NUM in net/9p/trans_virtio.c).
+	QueueSize = 128
+	// MaxTag is the longest tag in bytes. Linux takes more, mount(8) and its
+	// users do not: QEMU's limit (MAX_TAG_LEN) is kept.
+	MaxTag = 32
+)
+
+// Errors of New.
+var (
+	ErrTag      = errors.New("virtio9p: unusable tag")
+	ErrAttacher = errors.New("virtio9p: no file tree to serve")
+)
+
+// Config says what a device serves.
+type Config struct {
+	// Tag is the name the guest mounts it by: 1 to MaxTag bytes, without NUL
+	// and slash.
+	Tag string
+	// Attacher is the file tree.
+	Attacher p9.Attacher
+	// MaxMsize bounds the message size in bytes that the guest may ask for;
+	// 0 means fence.DefaultMsize (500 KiB).
+	MaxMsize uint32
+	// MaxFIDs bounds the files the guest may refer to at a time; 0 means
+	// fence.DefaultFIDs.
+	MaxFIDs int
+	// Logger hears of what should not happen; nil means nobody does.
+	Logger *slog.Logger
+}
+
+// Device is a virtio 9P device. It implements virtio.Device.
+type Device struct {
+	config []byte // the configuration space
+	fence  fence.Config
+}
+
+var _ virtio.Device = (*Device)(nil)
+
+// New returns a device. Errors are ErrTag and ErrAttacher, explained.
+func New(c Config) (*Device, error) {
+	switch {
+	case c.Tag == "":
+		return nil, fmt.Errorf("%w: it is empty; name what the guest shall mount", ErrTag)
+	case len(c.Tag) > MaxTag:
+		return nil, fmt.Errorf("%w: %.40q is longer than %d bytes", ErrTag, c.Tag, MaxTag)
+	case strings.ContainsAny(c.Tag, "\x00/"):
+		return nil, fmt.Errorf("%w: %q contains a slash or NUL", ErrTag, c.Tag)
+	case c.Attacher == nil:
+		return nil, ErrAttacher
+	}
+	d := &Device{fence: fence.Config{Attacher: c.Attacher, MaxMsize: c.MaxMsize, MaxFIDs: c.MaxFIDs, Logger: c.Logger}}
+	d.config = binary.LittleEndian.AppendUint16(nil, uint16(len(c.Tag)))
+	d.config = append(d.config, c.Tag...)
+	return d, nil
+}
+
+// ID returns DeviceID.
+func (d *Device) ID() uint32 { return DeviceID }
+
+// Features returns FeatureMountTag.
+func (d *Device) Features() uint64 { return FeatureMountTag }
+
+// QueueSizes returns the size of the one queue.
+func (d *Device) QueueSizes() []uint16 { return []uint16{QueueSize} }
+
+// ReadConfig reads the tag's length (2 bytes, little-endian) and the tag.
+func (d *Device) ReadConfig(off uint32, p []byte) {
+	clear(p)
+	if uint64(off) < uint64(len(d.config)) {
+		copy(p, d.config[off:])
+	}
+}
+
+// WriteConfig ignores the write: there is nothing to be written.
+func (d *Device) WriteConfig(off uint32, p []byte) {}
+
+// Activate has nothing to do: the session starts with the queue.
+func (d *Device) Activate(features uint64, notify virtio.ConfigNotifier) error { return nil }
+
+// Reset has nothing to do: the session ended with the queue.
+func (d *Device) Reset() {}
+
+// ServeQueue serves one session: a fresh 9P server, which ends, with every
+// request answered and every file closed, before ServeQueue returns.
+func (d *Device) ServeQueue(i int, q *virtio.Queue) error {
+	if i != 0 {
+		return fmt.Errorf("virtio9p: there is no queue %d", i)
+	}
+	s := fence.NewSession(d.fence)
+	defer s.Close()
+	for q.Wait() {
+		for {
+			c, err := q.Next()
+			if err != nil {
+				return err
+			}
+			if c == nil {
+				break
+			}
+			r, w := c.Reader(), c.Writer()
+			s.Submit(&exchange{q: q, c: c, r: r, w: w}, r.Len(), w.Len())
+		}
+	}
+	return nil
+}
+
+// exchange is a chain as the session sees it.
+type exchange struct {
+	q *virtio.Queue
+	c *virtio.DescriptorChain
+	r io.Reader
+	w io.Writer
+}
+
+func (x *exchange) Read(p []byte) (int, error)  { return x.r.Read(p) }
+func (x *exchange) Write(p []byte) (int, error) { return x.w.Write(p) }
+
+// Done returns the chain. Replies come one by one from different goroutines,
+// so each notifies by itself; EVENT_IDX keeps that cheap.
+func (x *exchange) Done() {
+	x.q.Push(x.c)
+	x.q.Notify()
+}
