@@ -121,7 +121,7 @@ and boots stock Linux kernels on them in a small KVM machine of its own.`,
 	root.PersistentFlags().BoolVarP(&g.quiet, "quiet", "q", false, "say only errors")
 	root.PersistentFlags().CountVarP(&g.verbose, "verbose", "v", "say more; twice for debugging")
 	root.AddCommand(
-		newCreateCommand(),
+		newCreateCommand(g),
 		newInfoCommand(),
 		newMapCommand(),
 		newRunCommand(g),

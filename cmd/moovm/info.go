@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/moovm/moovm/cowdisk"
+)
+
+func newInfoCommand() *cobra.Command {
+	var (
+		images imageFlags
+		asJSON bool
+		chain  bool
+	)
+	cmd := &cobra.Command{
+		Use:   "info [--chain] [--json] IMAGE",
+		Short: "Show an image's header, sizes, allocation and backing chain",
+		Example: `  moovm info root.cow
+  moovm info --chain --json root.cow | jq '.[].filename'`,
+		Args: wantArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := images.openToRead(args[0])
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			infos := []cowdisk.Info{d.Info()}
+			if chain {
+				infos = nil
+				for _, l := range d.Layers() {
+					infos = append(infos, l.Info())
+				}
+			}
+			out := cmd.OutOrStdout()
+			switch {
+			case asJSON && chain:
+				return printJSON(out, infos)
+			case asJSON:
+				return printJSON(out, infos[0])
+			}
+			for i, info := range infos {
+				if i > 0 {
+					fmt.Fprintln(out)
+				}
+				printInfo(out, info)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&asJSON, "json", false, "print JSON, as qemu-img does")
+	f.BoolVar(&chain, "chain", false, "show every layer, the image first")
+	images.register(f)
+	return cmd
+}
+
+func printInfo(w io.Writer, i cowdisk.Info) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-18s %s\n", name+":", fmt.Sprintf(format, args...))
+	}
+	line("image", "%s", i.Filename)
+	line("format", "%s", i.Format)
+	line("virtual size", "%s (%d bytes)", humanize.IBytes(uint64(i.VirtualSize)), i.VirtualSize)
+	line("actual size", "%s", humanize.IBytes(uint64(i.ActualSize)))
+	if i.BackingFilename != "" {
+		line("backing file", "%s", i.BackingFilename)
+		if i.FullBackingFilename != i.BackingFilename {
+			line("", "found at %s", i.FullBackingFilename)
+		}
+	}
+	if s := i.FormatSpecific; s != nil {
+		line("layout", "%v, sectors of %d bytes", s.Variant, s.SectorSize)
+		percent := 0.0
+		if i.VirtualSize > 0 {
+			percent = 100 * float64(s.AllocatedSectors) * 512 / float64(i.VirtualSize)
+		}
+		line("allocated", "%d sectors (%s, %.1f %%)", s.AllocatedSectors, humanize.IBytes(uint64(s.AllocatedSectors)*512), percent)
+		line("bitmap at", "%d, data at %d", s.BitmapOffset, s.DataOffset)
+	}
+}

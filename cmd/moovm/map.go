@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/moovm/moovm/cowdisk"
+)
+
+func newMapCommand() *cobra.Command {
+	var (
+		images imageFlags
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "map [--json] IMAGE",
+		Short: "Show where each range of the disk comes from",
+		Long: `Lists the disk's extents in order: where each begins, how long it is, and
+whether its data is in the image (depth 0), in a backing file (depth 1 and
+more) or nowhere (it reads as zeros).`,
+		Example: `  moovm map root.cow
+  moovm map --json root.cow | jq 'map(select(.depth == 0) | .length) | add'`,
+		Args: wantArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, err := images.openToRead(args[0])
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			out := bufio.NewWriter(cmd.OutOrStdout())
+			if asJSON {
+				err = mapJSON(cmd, out, d)
+			} else {
+				err = mapText(cmd, out, d)
+			}
+			if err != nil {
+				return err
+			}
+			return out.Flush()
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&asJSON, "json", false, "print JSON, as qemu-img does")
+	images.register(f)
+	return cmd
+}
+
+// mapJSON streams the list, one extent a line: a large disk's does not fit in
+// memory.
+func mapJSON(cmd *cobra.Command, out *bufio.Writer, d *cowdisk.Disk) error {
+	before := "["
+	err := d.Extents(cmd.Context(), 0, d.Size(), func(e cowdisk.Extent) error {
+		line, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		out.WriteString(before)
+		before = ",\n "
+		_, err = out.Write(line)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = out.WriteString("]\n")
+	return err
+}
+
+func mapText(cmd *cobra.Command, out *bufio.Writer, d *cowdisk.Disk) error {
+	fmt.Fprintf(out, "%15s %15s  %s\n", "start", "length", "from")
+	return d.Extents(cmd.Context(), 0, d.Size(), func(e cowdisk.Extent) error {
+		from := "zeros"
+		if e.Data && e.Offset != nil {
+			from = fmt.Sprintf("%s at %d", e.Filename, *e.Offset)
+		} else if e.Data {
+			from = e.Filename
+		}
+		_, err := fmt.Fprintf(out, "%15d %15d  %s\n", e.Start, e.Length, from)
+		return err
+	})
+}
