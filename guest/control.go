@@ -1,0 +1,302 @@
+package guest
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"unicode/utf8"
+)
+
+// The kinds of a GuestError.
+const (
+	// FailConfig: the init cannot read its configuration.
+	FailConfig = "config"
+	// FailModule: a kernel module cannot be loaded.
+	FailModule = "module"
+	// FailRoot: the root device does not appear or cannot be mounted.
+	FailRoot = "root"
+	// FailMount: another file system cannot be mounted.
+	FailMount = "mount"
+	// FailInit: the disk has no init that can be started.
+	FailInit = "init"
+	// FailCommand: the command cannot be started.
+	FailCommand = "command"
+	// FailInternal: the init itself is at fault.
+	FailInternal = "internal"
+)
+
+// A GuestError is a failure that the init of the guest reported: the command
+// did not run.
+type GuestError struct {
+	Kind    string `json:"kind"`    // one of the Fail constants
+	Message string `json:"message"` // one sentence, made printable
+	// Status is the exit status that shells give to a command that cannot be
+	// started: 127 not found, 126 not executable; 0 for other kinds.
+	Status int `json:"status,omitempty"`
+}
+
+func (e *GuestError) Error() string { return e.Message }
+
+// helloFrame introduces the init.
+type helloFrame struct {
+	Version int    `json:"version"`
+	Release string `json:"release"` // uname -r
+}
+
+// ControlConfig is what the host does with the streams of the command.
+type ControlConfig struct {
+	// Stdin is sent to the command; nil = it reads end of file at once. A Read
+	// that blocks is abandoned, not interrupted, when the line ends.
+	Stdin io.Reader
+	// Stdout and Stderr take the command's output; nil discards it. A slow
+	// writer slows the command down.
+	Stdout, Stderr io.Writer
+	// OnStart is called when the command, or the disk's init, is about to
+	// start; may be nil.
+	OnStart func(what string)
+	// OnWarning is called with what the init found missing; may be nil.
+	OnWarning func(text string)
+}
+
+// ControlState is what is known of a guest from its control line.
+type ControlState struct {
+	// Hello says that the init introduced itself: the kernel reached user space.
+	Hello bool
+	// Release is the running kernel's, as the guest says.
+	Release string
+	// Started says that the command or the disk's init was started.
+	Started bool
+	// Exited says that the command ended, with Status (0 to 255), or killed by
+	// Signal if that is not 0; Status is then 128 + Signal.
+	Exited bool
+	Status int
+	Signal int
+	// Bye says that the init finished all it had to do: file systems are clean.
+	Bye bool
+	// Failure is what the init reported instead of running the command.
+	Failure *GuestError
+	// Garbage counts bytes that belonged to no frame.
+	Garbage int64
+}
+
+// Control is the host's end of the control line: the stdin, stdout, stderr,
+// exit status, window size and signals of the guest's command, in frames on a
+// serial port (ttyS1 of the guest). The guest is not trusted: frames are
+// bounded, and nonsense costs an error at most. Methods may be called from any
+// goroutine.
+type Control struct {
+	cfg ControlConfig
+	r   io.Reader
+
+	wmu sync.Mutex // one frame at a time on w
+	w   io.Writer
+
+	mu     sync.Mutex
+	state  ControlState
+	credit int
+	wake   *sync.Cond // credit or done changed
+	done   bool
+	stdin  bool // the goroutine that sends stdin was started
+}
+
+// NewControl returns the host's end of a line that is read from r and written
+// to w. Nothing happens before Run.
+func NewControl(r io.Reader, w io.Writer, cfg ControlConfig) *Control {
+	c := &Control{cfg: cfg, r: r, w: w}
+	c.wake = sync.NewCond(&c.mu)
+	return c
+}
+
+// State returns what is known now.
+func (c *Control) State() ControlState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
+}
+
+// Run serves the line until it ends (nil), r fails, too much of what arrives is
+// no frame (ErrControl), or the command's output cannot be written. It does
+// not end with the command: end r when the machine has stopped.
+func (c *Control) Run() error {
+	defer func() {
+		c.mu.Lock()
+		c.done = true
+		c.wake.Broadcast()
+		c.mu.Unlock()
+	}()
+	frames := newFrameReader(c.r)
+	var outErr error
+	for {
+		f, err := frames.next()
+		c.mu.Lock()
+		c.state.Garbage = frames.garbage
+		c.mu.Unlock()
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) {
+			return outErr
+		}
+		if err != nil {
+			return err
+		}
+		// An output that is gone does not end the line: the status still counts.
+		if err := c.handle(f); err != nil && outErr == nil {
+			outErr = err
+		}
+	}
+}
+
+func (c *Control) handle(f frame) error {
+	switch f.kind {
+	case frameStdout:
+		return output(c.cfg.Stdout, f.payload, "stdout")
+	case frameStderr:
+		return output(c.cfg.Stderr, f.payload, "stderr")
+	case frameStart:
+		c.set(func(s *ControlState) { s.Started = true })
+		if c.cfg.OnStart != nil {
+			c.cfg.OnStart(printable(string(f.payload)))
+		}
+	case frameWarn:
+		if c.cfg.OnWarning != nil {
+			c.cfg.OnWarning(printable(string(f.payload)))
+		}
+	case frameHello:
+		var h helloFrame
+		_ = json.Unmarshal(f.payload, &h) // a hello is a hello
+		c.set(func(s *ControlState) { s.Hello, s.Release = true, printable(h.Release) })
+	case frameExit:
+		if len(f.payload) == 8 {
+			status, signal := binary.LittleEndian.Uint32(f.payload), binary.LittleEndian.Uint32(f.payload[4:])
+			c.set(func(s *ControlState) {
+				s.Exited, s.Status, s.Signal = true, int(status&0xff), int(signal&0x7f)
+				if s.Signal != 0 {
+					s.Status = 128 + s.Signal
+				}
+			})
+		}
+	case frameError:
+		var e GuestError
+		if err := json.Unmarshal(f.payload, &e); err != nil {
+			e = GuestError{Kind: FailInternal, Message: string(f.payload)}
+		}
+		e.Message, e.Kind, e.Status = printable(e.Message), printable(e.Kind), e.Status&0xff
+		c.set(func(s *ControlState) {
+			if s.Failure == nil {
+				s.Failure = &e
+			}
+		})
+	case frameBye:
+		c.set(func(s *ControlState) { s.Bye = true })
+	case frameCredit:
+		if len(f.payload) == 4 {
+			c.grant(binary.LittleEndian.Uint32(f.payload))
+		}
+	}
+	return nil
+}
+
+func (c *Control) set(f func(*ControlState)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f(&c.state)
+}
+
+// grant allows more stdin. A guest cannot make the host buffer anything: what
+// is granted is only ever read and sent.
+func (c *Control) grant(n uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.credit = int(min(int64(c.credit)+int64(n), stdinCredit))
+	if !c.stdin {
+		c.stdin = true
+		go c.sendStdin()
+	}
+	c.wake.Broadcast()
+}
+
+// sendStdin starts with the first credit, so that nothing is taken from the
+// host's stdin for a guest that never gets to its command.
+func (c *Control) sendStdin() {
+	buf := make([]byte, stdinCredit)
+	for c.cfg.Stdin != nil {
+		c.mu.Lock()
+		for c.credit == 0 && !c.done {
+			c.wake.Wait()
+		}
+		n := min(c.credit, len(buf))
+		done := c.done
+		c.mu.Unlock()
+		if done {
+			return
+		}
+		n, err := c.cfg.Stdin.Read(buf[:n])
+		if n > 0 {
+			c.mu.Lock()
+			c.credit -= n
+			c.mu.Unlock()
+			if c.send(frameStdin, buf[:n]) != nil {
+				return
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = c.send(frameStdinEOF, nil)
+}
+
+// send writes one frame.
+func (c *Control) send(kind frameType, payload []byte) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	_, err := c.w.Write(appendFrame(nil, kind, payload))
+	return err
+}
+
+// Resize tells the guest the size of the terminal, in characters.
+func (c *Control) Resize(rows, columns uint16) error {
+	var b []byte
+	b = binary.LittleEndian.AppendUint16(b, rows)
+	b = binary.LittleEndian.AppendUint16(b, columns)
+	return c.send(frameResize, b)
+}
+
+// Signal sends a signal, by its Linux number, to the command (its process
+// group).
+func (c *Control) Signal(number int) error {
+	if number < 1 || number > 64 {
+		return fmt.Errorf("control line: %d is not a signal", number)
+	}
+	return c.send(frameSignal, []byte{byte(number)})
+}
+
+func output(w io.Writer, p []byte, name string) error {
+	if w == nil || len(p) == 0 {
+		return nil
+	}
+	if _, err := w.Write(p); err != nil {
+		return fmt.Errorf("the command's %s cannot be written: %w", name, err)
+	}
+	return nil
+}
+
+// printable makes text of the guest safe for a terminal and a log line.
+func printable(s string) string {
+	if len(s) > maxFrame {
+		s = s[:maxFrame]
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == utf8.RuneError:
+			return '?'
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < ' ' || r >= 0x7f && r < 0xa0:
+			return '?'
+		}
+		return r
+	}, s)
+}
