@@ -1,5 +1,37 @@
 package virtio
 
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// MaxQueueSize is the largest queue size a split ring can have.
+const MaxQueueSize = 32768
+
+// Errors that say a ring is broken beyond serving: the device must stop and
+// wait for a reset. They come wrapped in an explanation.
+var (
+	ErrRing        = errors.New("virtio: broken ring")
+	ErrQueueConfig = errors.New("virtio: invalid queue configuration")
+)
+
+// Sizes of ring structures in bytes (section 2.7).
+const (
+	descSize       = 16
+	usedElemSize   = 8
+	ringHeaderSize = 4 // flags, idx
+)
+
+// Ring flags (section 2.7.6 and 2.7.8).
+const (
+	availNoInterrupt = 1
+	usedNoNotify     = 1
+)
+
 // QueueConfig is what a driver programs about a queue, piece by piece: plain
 // data without meaning until Activate has validated it.
 type QueueConfig struct {
@@ -9,30 +41,348 @@ type QueueConfig struct {
 	Driver  uint64 // guest-physical address of the available ring
 	Device  uint64 // guest-physical address of the used ring
 	Ready   bool   // the driver has enabled the queue
+
+	// AvailIndex and UsedIndex are the ring positions to start from: 0 for
+	// a fresh queue, those of Queue.Position for one that is resumed.
+	AvailIndex, UsedIndex uint16
+	// Resubmit are heads taken from the ring in an earlier life and never
+	// returned; Next yields them first, in this order.
+	Resubmit []uint16
+	// Tracker, if set, is told about every chain taken and returned.
+	Tracker Tracker
 }
 
-// Activate validates the configuration once and returns the running queue.
+// Tracker writes down which chains are in flight, so that a device that is
+// killed can be continued by another process. Taken is called by Next;
+// Returning and Returned around the update of used.idx, one chain at a time.
+type Tracker interface {
+	Taken(head uint16)
+	Returning(head uint16)
+	Returned(head, usedIdx uint16)
+}
+
+// Activate validates the configuration once and returns the running queue,
+// whose geometry never changes. Every error is an ErrQueueConfig.
+//
+// kick wakes the queue; the caller keeps ownership and may use it again for
+// the next activation. interrupt is called, from any goroutine, when the
+// driver must be told about used buffers.
 func (c QueueConfig) Activate(mem *Memory, features uint64, kick *Event, interrupt func()) (*Queue, error) {
-	return &Queue{}, nil
+	bad := func(format string, args ...any) (*Queue, error) {
+		return nil, fmt.Errorf("%w: %s", ErrQueueConfig, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case !c.Ready:
+		return bad("the queue is not enabled")
+	case c.Size == 0 || c.Size&(c.Size-1) != 0 || c.Size > MaxQueueSize:
+		return bad("size %d is not a power of two", c.Size)
+	case c.Size > c.MaxSize:
+		return bad("size %d is above the maximum of %d", c.Size, c.MaxSize)
+	case c.Desc%16 != 0:
+		return bad("descriptor table address %#x is not 16-byte aligned", c.Desc)
+	case c.Driver%2 != 0:
+		return bad("available ring address %#x is not 2-byte aligned", c.Driver)
+	case c.Device%4 != 0:
+		return bad("used ring address %#x is not 4-byte aligned", c.Device)
+	}
+	n := uint64(c.Size)
+	// The rings are reached through aligned 32-bit words, so the available
+	// ring is taken from the word boundary before it to the one behind.
+	pre := c.Driver & 2
+	availLen := (pre + ringHeaderSize + 2*n + 2 + 3) &^ 3
+	usedLen := (ringHeaderSize + usedElemSize*n + 2 + 3) &^ 3
+	desc, err := mem.Slice(c.Desc, descSize*n)
+	if err != nil {
+		return bad("descriptor table at %#x: %v", c.Desc, err)
+	}
+	avail, err := mem.Slice(c.Driver-pre, availLen)
+	if err != nil {
+		return bad("available ring at %#x: %v", c.Driver, err)
+	}
+	used, err := mem.Slice(c.Device, usedLen)
+	if err != nil {
+		return bad("used ring at %#x: %v", c.Device, err)
+	}
+	if !aligned(avail) || !aligned(used) {
+		return bad("the memory region is not aligned in the host's address space")
+	}
+	for i, h := range c.Resubmit {
+		if h >= c.Size {
+			return bad("resubmitted head %d is not below the size %d", h, c.Size)
+		}
+		for _, g := range c.Resubmit[:i] {
+			if g == h {
+				return bad("head %d is resubmitted twice", h)
+			}
+		}
+	}
+	q := &Queue{
+		mem:       mem,
+		size:      c.Size,
+		mask:      c.Size - 1,
+		indirect:  features&FeatureIndirectDesc != 0,
+		eventIdx:  features&FeatureEventIdx != 0,
+		desc:      desc,
+		availRing: avail[pre+ringHeaderSize : pre+ringHeaderSize+2*n],
+		usedRing:  used[ringHeaderSize : ringHeaderSize+usedElemSize*n],
+
+		availFlags: newHalfword(avail, int(pre)),
+		availIdx:   newHalfword(avail, int(pre)+2),
+		usedEvent:  newHalfword(avail, int(pre+ringHeaderSize+2*n)),
+		usedWord:   newHalfword(used, 0).word,
+		availEvent: newHalfword(used, int(ringHeaderSize+usedElemSize*n)),
+
+		kick:      kick,
+		interrupt: interrupt,
+		tracker:   c.Tracker,
+		resubmit:  append([]uint16(nil), c.Resubmit...),
+		chains:    make([]DescriptorChain, c.Size),
+		nextAvail: c.AvailIndex,
+		usedIdx:   c.UsedIndex,
+		signalled: c.UsedIndex,
+	}
+	q.budget = int(q.size)
+	return q, nil
 }
 
-// Queue is a running split virtqueue, seen from the device.
-type Queue struct{}
+// Queue is a running split virtqueue (section 2.7), seen from the device.
+//
+// One goroutine at a time calls Wait and Next; Push, Notify, Stop and Stopped
+// may be called from any. The driver can put anything into the rings: every
+// index and address read from there is checked, once, on a private copy.
+type Queue struct {
+	mem                *Memory
+	size, mask         uint16
+	indirect, eventIdx bool
 
-// Next returns the next available chain, or nil if the ring is empty.
-func (q *Queue) Next() (*DescriptorChain, error) { return nil, nil }
+	desc       []byte
+	availRing  []byte
+	usedRing   []byte
+	availFlags halfword
+	availIdx   halfword
+	usedEvent  halfword
+	usedWord   *uint32 // flags and idx; only the device writes them
+	availEvent halfword
 
-// Wait blocks until chains are available; false means the queue is stopped.
-func (q *Queue) Wait() bool { return false }
+	kick      *Event
+	interrupt func()
+	tracker   Tracker
+	stopped   atomic.Bool
+	broken    atomic.Uint64
 
-// Push puts a chain into the used ring.
-func (q *Queue) Push(c *DescriptorChain) {}
+	// The consumer's side.
+	chains    []DescriptorChain // one for each head
+	resubmit  []uint16
+	nextAvail uint16
+	budget    int  // chains Next may still yield before the next Wait
+	refused   bool // Next returned chains by itself
 
-// Notify interrupts the driver if it wants to know about what was pushed.
-func (q *Queue) Notify() {}
+	// The producer's side.
+	mu        sync.Mutex
+	usedIdx   uint16
+	signalled uint16 // usedIdx at the last Notify
+	usedFlags uint16
+	closed    bool
+}
 
-// Stop ends Wait and Next.
-func (q *Queue) Stop() {}
+// Size is the number of descriptors in the ring.
+func (q *Queue) Size() int { return int(q.size) }
+
+// BrokenChains counts the chains the queue returned unserved because they
+// made no sense.
+func (q *Queue) BrokenChains() uint64 { return q.broken.Load() }
+
+// Position returns the available index Next looks at next and the used index
+// of the next Push, to resume the queue later. It is meaningful once the
+// consumer has stopped.
+func (q *Queue) Position() (avail, used uint16) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.nextAvail, q.usedIdx
+}
+
+// Next returns the next available chain. It returns nil if the ring is empty,
+// if the queue is stopped, or if it has yielded as many chains as the ring
+// has since the last Wait, so that a driver that refills faster than the
+// device serves does not keep the device from anything else.
+//
+// A chain that makes no sense is counted and returned to the driver with
+// length 0; Next goes on with the following one. An error (ErrRing) means
+// that the ring itself is broken: ServeQueue must return it.
+func (q *Queue) Next() (*DescriptorChain, error) {
+	for q.budget > 0 && !q.stopped.Load() {
+		head, ok, err := q.nextHead()
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			break
+		}
+		q.budget--
+		c := &q.chains[head]
+		if !c.inFlight.CompareAndSwap(false, true) {
+			return nil, fmt.Errorf("%w: head %d was offered again while in flight", ErrRing, head)
+		}
+		if q.tracker != nil {
+			q.tracker.Taken(head)
+		}
+		if err := q.walk(c, head); err != nil {
+			q.broken.Add(1)
+			c.clear()
+			q.Push(c)
+			q.refused = true
+			continue
+		}
+		return c, nil
+	}
+	if q.refused {
+		q.refused = false
+		q.Notify()
+	}
+	return nil, nil
+}
+
+func (q *Queue) nextHead() (head uint16, ok bool, err error) {
+	if len(q.resubmit) > 0 {
+		head = q.resubmit[0]
+		q.resubmit = q.resubmit[1:]
+		return head, true, nil
+	}
+	idx := q.availIdx.load()
+	if idx == q.nextAvail {
+		return 0, false, nil
+	}
+	if idx-q.nextAvail > q.size {
+		return 0, false, fmt.Errorf("%w: avail.idx %d is more than %d ahead of %d", ErrRing, idx, q.size, q.nextAvail)
+	}
+	head = binary.LittleEndian.Uint16(q.availRing[2*int(q.nextAvail&q.mask):])
+	if head >= q.size {
+		return 0, false, fmt.Errorf("%w: head %d is not below the size %d", ErrRing, head, q.size)
+	}
+	q.nextAvail++
+	return head, true, nil
+}
+
+// Wait blocks until there are chains for Next, or the queue is stopped, which
+// it reports as false. It asks the driver for a notification and looks again
+// before it sleeps, so none is lost.
+func (q *Queue) Wait() bool {
+	if q.budget <= 0 {
+		runtime.Gosched()
+	}
+	q.budget = int(q.size)
+	for !q.stopped.Load() {
+		if q.ready() {
+			return true
+		}
+		q.arm()
+		if q.ready() {
+			q.disarm()
+			return true
+		}
+		if q.stopped.Load() {
+			break
+		}
+		if err := q.kick.Wait(); err != nil {
+			return false // the event is closed: the transport is gone
+		}
+		q.disarm()
+	}
+	return false
+}
+
+func (q *Queue) ready() bool { return len(q.resubmit) > 0 || q.availIdx.load() != q.nextAvail }
+
+// arm asks the driver to notify about the next chain, disarm not to. With
+// EVENT_IDX the driver stays quiet by itself once it has passed avail_event.
+func (q *Queue) arm() {
+	if q.eventIdx {
+		q.mu.Lock()
+		if !q.closed {
+			q.availEvent.store(q.nextAvail)
+		}
+		q.mu.Unlock()
+		return
+	}
+	q.setUsedFlags(0)
+}
+
+func (q *Queue) disarm() {
+	if !q.eventIdx {
+		q.setUsedFlags(usedNoNotify)
+	}
+}
+
+func (q *Queue) setUsedFlags(f uint16) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.usedFlags != f && !q.closed {
+		q.usedFlags = f
+		atomic.StoreUint32(q.usedWord, uint32(f)|uint32(q.usedIdx)<<16)
+	}
+}
+
+// Push puts a chain into the used ring with the length its Writer has
+// written. The chain belongs to the queue again and must not be touched.
+func (q *Queue) Push(c *DescriptorChain) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	head, n := c.head, c.Written()
+	if q.closed || !c.inFlight.CompareAndSwap(true, false) {
+		return
+	}
+	if q.tracker != nil {
+		q.tracker.Returning(head)
+	}
+	e := q.usedRing[usedElemSize*int(q.usedIdx&q.mask):][:usedElemSize]
+	binary.LittleEndian.PutUint64(e, uint64(head)|uint64(n)<<32)
+	q.usedIdx++
+	atomic.StoreUint32(q.usedWord, uint32(q.usedFlags)|uint32(q.usedIdx)<<16)
+	if q.tracker != nil {
+		q.tracker.Returned(head, q.usedIdx)
+	}
+}
+
+// Notify interrupts the driver if it wants to know about any of the chains
+// pushed since the last Notify.
+func (q *Queue) Notify() {
+	q.mu.Lock()
+	if q.closed || q.usedIdx == q.signalled {
+		q.mu.Unlock()
+		return
+	}
+	var want bool
+	if q.eventIdx {
+		// Section 2.7.7.2: some element of the batch crosses used_event.
+		event := q.usedEvent.load()
+		want = q.usedIdx-event-1 < q.usedIdx-q.signalled
+	} else {
+		want = q.availFlags.load()&availNoInterrupt == 0
+	}
+	q.signalled = q.usedIdx
+	q.mu.Unlock()
+	if want {
+		q.interrupt()
+	}
+}
+
+// Stop makes Wait return false and Next return nothing. Chains in flight can
+// still be pushed.
+func (q *Queue) Stop() {
+	if !q.stopped.Swap(true) {
+		q.kick.Signal() // an error means it is closed, and Wait has returned
+	}
+}
 
 // Stopped reports whether Stop was called.
-func (q *Queue) Stopped() bool { return false }
+func (q *Queue) Stopped() bool { return q.stopped.Load() }
+
+// Release ends all access to the rings: a later Push or Notify does nothing.
+// Transports call it when ServeQueue has returned, or when they can no longer
+// wait for it.
+func (q *Queue) Release() {
+	q.Stop()
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+}

@@ -1,7 +1,14 @@
 package pci
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/moovm/moovm/virtio"
 )
@@ -19,6 +26,9 @@ type Options struct {
 	// AccessPlatform offers VIRTIO_F_ACCESS_PLATFORM (an IOMMU stands
 	// between device and memory).
 	AccessPlatform bool
+	// CloseWait bounds how long Reset and Close wait for requests in
+	// flight; 0 means 5 seconds.
+	CloseWait time.Duration
 	// Logger receives what is worth knowing about a misbehaving driver;
 	// nil discards it.
 	Logger *slog.Logger
@@ -31,36 +41,167 @@ type BAR struct {
 	Is64  bool
 }
 
+// Layout of the one BAR. Doorbells and the MSI-X table have pages of their
+// own, so that a machine may map or protect them separately.
+const (
+	commonOff    = 0x0000
+	isrOff       = 0x1000
+	deviceOff    = 0x2000
+	deviceLen    = 0x1000
+	msixTableOff = 0x3000 // 16 bytes per vector, up to 2 pages
+	msixPBAOff   = 0x5000
+	notifyOff    = 0x6000 // 4 bytes per queue
+
+	notifyMultiplier = 4
+	maxQueues        = 256
+)
+
 // Function is one PCI function with a virtio device behind it. Its methods
 // are safe for concurrent use by several vCPUs.
-type Function struct{}
+type Function struct {
+	core    *virtio.Core
+	host    Host
+	opts    Options
+	log     *slog.Logger
+	id      uint32
+	barSize uint64
+
+	cfg        configSpace // its own lock
+	bar        barState
+	msix       msix
+	isr        isr
+	common     commonConfig
+	devCfgLock sync.Mutex
+}
 
 // New plugs dev into a new function. The function owns the device's queues
 // and interrupts from now on; Close releases them.
 func New(dev virtio.Device, mem *virtio.Memory, host Host, o Options) (*Function, error) {
-	return &Function{}, nil
+	if o.InterruptPin > 4 {
+		return nil, fmt.Errorf("virtio/pci: interrupt pin %d is not 1 to 4", o.InterruptPin)
+	}
+	if o.InterruptPin == 0 {
+		o.InterruptPin = 1
+	}
+	if o.CloseWait == 0 {
+		o.CloseWait = 5 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	f := &Function{host: host, opts: o, log: o.Logger, id: dev.ID()}
+	var features uint64
+	if o.AccessPlatform {
+		features |= virtio.FeatureAccessPlatform
+	}
+	core, err := virtio.NewCore(dev, mem, virtio.CoreOptions{
+		Features:        features,
+		QueueInterrupt:  f.queueInterrupt,
+		ConfigInterrupt: f.configInterrupt,
+		Logger:          o.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.core = core
+	n := core.NumQueues()
+	if n > maxQueues {
+		core.Close(context.Background())
+		return nil, fmt.Errorf("virtio/pci: %d queues are more than %d", n, maxQueues)
+	}
+	f.barSize = 1 << bits.Len64(uint64(notifyOff+notifyMultiplier*max(n, 1)-1))
+	if err := f.msix.init(host, n+1); err != nil {
+		core.Close(context.Background())
+		return nil, err
+	}
+	f.common.init(n)
+	f.bar.init(n)
+	f.initConfig()
+	return f, nil
 }
 
-// ReadConfig reads the PCI configuration space at byte offset off.
-func (f *Function) ReadConfig(off uint16, p []byte) {}
-
-// WriteConfig writes the PCI configuration space at byte offset off.
-func (f *Function) WriteConfig(off uint16, p []byte) {}
-
 // BARs lists the base address registers.
-func (f *Function) BARs() []BAR { return nil }
+func (f *Function) BARs() []BAR { return []BAR{{Index: 0, Size: f.barSize, Is64: true}} }
 
-// ReadMem serves a guest read at a guest-physical address; false means the
-// address is in none of the function's enabled BARs.
-func (f *Function) ReadMem(addr uint64, p []byte) bool { return false }
-
-// WriteMem serves a guest write at a guest-physical address; false means the
-// address is in none of the function's enabled BARs.
-func (f *Function) WriteMem(addr uint64, p []byte) bool { return false }
+// Core gives access to the state that all transports share.
+func (f *Function) Core() *virtio.Core { return f.core }
 
 // Reset is a machine reset: the device stops and the configuration space
 // returns to its power-on state.
-func (f *Function) Reset() {}
+func (f *Function) Reset() {
+	ctx, cancel := context.WithTimeout(context.Background(), f.opts.CloseWait)
+	defer cancel()
+	if err := f.core.Reset(ctx); err != nil {
+		f.log.Warn("virtio/pci: machine reset while requests are in flight", "device", f.id, "error", err)
+	}
+	f.resetTransport()
+	f.msix.reset()
+	f.initConfig()
+	f.updateBAR()
+	f.updateINTx()
+}
 
-// Close stops the device and releases doorbells and interrupts.
-func (f *Function) Close() error { return nil }
+// resetTransport is what a device reset means for this transport.
+func (f *Function) resetTransport() {
+	f.common.reset()
+	f.isr.bits.Store(0)
+	f.updateINTx()
+}
+
+// Close stops the device and releases doorbells and interrupts. When requests
+// in flight do not end in time it returns an error, and guest memory must stay
+// mapped, because the device's backend may still use it. It may be called
+// again.
+func (f *Function) Close() error {
+	f.bar.place(f, 0, false)
+	ctx, cancel := context.WithTimeout(context.Background(), f.opts.CloseWait)
+	defer cancel()
+	err := f.core.Close(ctx)
+	if err == nil {
+		f.resetTransport()
+	}
+	return errors.Join(err, f.msix.close())
+}
+
+// isr is the ISR status register with the INTx line that follows it.
+type isr struct {
+	bits  atomic.Uint32 // 1: queue, 2: configuration
+	mu    sync.Mutex
+	level bool
+}
+
+const (
+	isrQueue  = 1
+	isrConfig = 2
+)
+
+// queueInterrupt and configInterrupt are called by the core.
+func (f *Function) queueInterrupt(i int) {
+	if f.msix.enabled() {
+		f.msix.signal(f.common.queueVector(i))
+		return
+	}
+	f.isr.bits.Or(isrQueue)
+	f.updateINTx()
+}
+
+func (f *Function) configInterrupt() {
+	f.isr.bits.Or(isrConfig)
+	if f.msix.enabled() {
+		f.msix.signal(f.common.configVector())
+		return
+	}
+	f.updateINTx()
+}
+
+// updateINTx makes the legacy line follow the ISR register. It is high only
+// while MSI-X is off and INTx is not disabled.
+func (f *Function) updateINTx() {
+	f.isr.mu.Lock()
+	defer f.isr.mu.Unlock()
+	level := f.isr.bits.Load() != 0 && !f.msix.enabled() && !f.cfg.intxDisabled()
+	if level != f.isr.level {
+		f.isr.level = level
+		f.host.SetINTx(level)
+	}
+}
