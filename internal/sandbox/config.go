@@ -40,6 +40,9 @@ type Config struct {
 	// Stdin, Stdout and Stderr are the command's. Nil reads nothing, discards.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// WindowSizes are the sizes of the terminal as it changes, if the command
+	// has one; may be nil.
+	WindowSizes <-chan WindowSize
 	// Console takes what the emulated host's kernel says; nil discards it.
 	Console io.Writer
 	// QEMU is the emulator's program; empty means DefaultQEMU from PATH.
@@ -47,6 +50,9 @@ type Config struct {
 	// Logger takes the package's own messages; nil discards them.
 	Logger *slog.Logger
 }
+
+// WindowSize is a terminal's size in characters.
+type WindowSize struct{ Rows, Columns uint16 }
 
 func (c *Config) setDefaults() {
 	if c.Memory == 0 {

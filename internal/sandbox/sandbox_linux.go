@@ -55,7 +55,11 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 
 	// Kernel and initramfs go to QEMU in memory files, so that nothing is left
 	// behind however this process ends.
-	kernelFile, err := memfile("kernel", kernel.Image())
+	image, err := kernel.Image()
+	if err != nil {
+		return 0, err
+	}
+	kernelFile, err := memfile("kernel", image)
 	if err != nil {
 		return 0, err
 	}
@@ -72,16 +76,19 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	defer ours.Close()
 	defer theirs.Close()
 
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	// QEMU has a context of its own: when the caller's ends, the command is
+	// asked first.
+	life, kill := context.WithCancelCause(context.Background())
+	defer kill(nil)
 	console := &tail{out: c.Console}
 	var complaints bytes.Buffer
-	cmd := exec.CommandContext(ctx, qemu, qemuArgs(&c)...)
+	cmd := exec.CommandContext(life, qemu, qemuArgs(&c)...)
 	cmd.ExtraFiles = []*os.File{kernelFile, initrdFile, theirs} // 3, 4, 5
 	cmd.Stdout = console
 	cmd.Stderr = &complaints
 	// A killed moovm takes its emulator along. The signal follows the thread
-	// that started the child, so that thread must stay.
+	// that started the child, so that thread must stay. In a process group of
+	// its own QEMU does not see the terminal's Ctrl-C.
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -91,32 +98,27 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	theirs.Close()
 	started := time.Now()
 
-	status, reported, ctlErr := control(ctx, &c, ours)
-	// The emulated host powers off after its report; a broken one is stopped.
-	if !reported {
-		cancel()
-	} else {
-		stop := time.AfterFunc(10*time.Second, cancel)
-		defer stop.Stop()
-	}
+	state, ctlErr := relay(ctx, &c, ours, kill)
 	waitErr := cmd.Wait()
-	c.Logger.Info("sandbox ended", "status", status, "took", time.Since(started).Round(time.Millisecond))
+	c.Logger.Info("sandbox ended", "status", state.Status, "took", time.Since(started).Round(time.Millisecond))
 	switch {
-	case reported:
-		return status, nil
-	case ctx.Err() != nil && context.Cause(ctx) != nil && errors.Is(ctlErr, context.Canceled):
+	case state.Exited:
+		return state.Status, nil
+	case state.Failure != nil:
+		return 0, fmt.Errorf("the sandbox could not start the command: %w", state.Failure)
+	case ctx.Err() != nil:
 		return 0, context.Cause(ctx)
 	}
-	return 0, bootError(ctlErr, waitErr, complaints.String(), console.String())
+	return 0, bootError(errors.Join(context.Cause(life), ctlErr), waitErr, complaints.String(), console.String())
 }
 
 // bootError makes one sentence, with the end of what was said, out of a
 // sandbox that ended without a report.
-func bootError(ctlErr, waitErr error, complaints, console string) error {
+func bootError(cause, waitErr error, complaints, console string) error {
 	var b strings.Builder
 	b.WriteString("the sandbox ended before its command did")
-	if ctlErr != nil && !errors.Is(ctlErr, io.EOF) {
-		fmt.Fprintf(&b, ": %v", ctlErr)
+	if cause != nil {
+		fmt.Fprintf(&b, ": %v", cause)
 	}
 	if waitErr != nil {
 		fmt.Fprintf(&b, " (QEMU: %v)", waitErr)
