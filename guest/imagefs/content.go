@@ -1,0 +1,189 @@
+package imagefs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"hash/maphash"
+	"io"
+	"sort"
+	"sync"
+
+	"github.com/moovm/moovm/cowdisk"
+)
+
+// content is what a file contains.
+type content interface {
+	io.ReaderAt
+	// measure returns the length in bytes and a number that changes when the
+	// contents do.
+	measure() (size int64, sum uint64)
+}
+
+// fixed is content as of one moment.
+type fixed struct {
+	b   []byte
+	sum uint64
+}
+
+func (c fixed) measure() (int64, uint64) { return int64(len(c.b)), c.sum }
+
+func (c fixed) ReadAt(p []byte, off int64) (int, error) {
+	if off >= int64(len(c.b)) {
+		return 0, io.EOF
+	}
+	n := copy(p, c.b[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// liveBitmap is a layer's bitmap, as of each read. Bits are only ever set, so
+// their number tells whether something has changed.
+type liveBitmap struct{ l Layer }
+
+func (c liveBitmap) measure() (int64, uint64) { return c.l.BitmapLen(), uint64(c.l.Allocated()) }
+
+func (c liveBitmap) ReadAt(p []byte, off int64) (int, error) { return c.l.BitmapAt(p, off) }
+
+const (
+	// maxSnapshot is the longest map that is held in memory, so that it is as
+	// of the moment it was opened.
+	maxSnapshot = 1 << 20
+	// mapPiece is about how much of a longer map is made at a time.
+	mapPiece = 64 << 10
+)
+
+// extentMap is a layer's extents as JSON, made as they are read: a list, one
+// extent a line. Reading on costs nothing extra; going back costs at most a
+// piece, because the places where pieces began are remembered.
+type extentMap struct {
+	t *Tree
+	d *Disk
+	l Layer
+
+	mu    sync.Mutex
+	end   int64  // size of the disk
+	buf   []byte // a piece of the text
+	pos   int64  // where in the text it begins
+	next  int64  // the first byte of the disk that is in no piece yet
+	ended bool   // the piece is the last one
+	marks []mark // ascending
+}
+
+// mark says where in the text the extent that begins at disk is.
+type mark struct{ pos, disk int64 }
+
+func newExtentMap(t *Tree, d *Disk, l Layer) *extentMap {
+	return &extentMap{t: t, d: d, l: l, end: l.Size(), marks: []mark{{0, 0}}}
+}
+
+var errPieceFull = errors.New("imagefs: piece is full")
+
+// fill replaces the piece by the following one.
+func (c *extentMap) fill() error {
+	c.pos += int64(len(c.buf))
+	if last := c.marks[len(c.marks)-1]; c.pos > last.pos {
+		c.marks = append(c.marks, mark{c.pos, c.next})
+	}
+	c.buf = c.buf[:0]
+	if c.next < c.end {
+		err := c.l.Extents(context.Background(), c.next, c.end-c.next, func(e cowdisk.Extent) error {
+			if len(c.buf) >= mapPiece {
+				return errPieceFull
+			}
+			e.Filename = c.d.hide(e.Filename)
+			b, err := json.Marshal(e)
+			if err != nil {
+				return err
+			}
+			if c.next == 0 {
+				c.buf = append(c.buf, '[')
+			} else {
+				c.buf = append(c.buf, ",\n"...)
+			}
+			c.buf = append(c.buf, b...)
+			if e.Length <= 0 {
+				return errors.New("imagefs: an extent of no length")
+			}
+			c.next = e.Start + e.Length
+			return nil
+		})
+		if errors.Is(err, errPieceFull) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if c.next == 0 { // an empty disk
+		c.buf = append(c.buf, '[')
+	}
+	c.buf = append(c.buf, "]\n"...)
+	c.ended = true
+	return nil
+}
+
+// seek makes the piece the one that holds off, if there is one.
+func (c *extentMap) seek(off int64) error {
+	if off < c.pos || len(c.buf) == 0 {
+		i := sort.Search(len(c.marks), func(i int) bool { return c.marks[i].pos > off }) - 1
+		c.pos, c.next = c.marks[i].pos, c.marks[i].disk
+		c.buf, c.ended = c.buf[:0], false
+		if err := c.fill(); err != nil {
+			return err
+		}
+	}
+	for off >= c.pos+int64(len(c.buf)) && !c.ended {
+		if err := c.fill(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *extentMap) ReadAt(p []byte, off int64) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for n < len(p) {
+		if err := c.seek(off); err != nil {
+			return n, err
+		}
+		if off >= c.pos+int64(len(c.buf)) {
+			return n, io.EOF
+		}
+		m := copy(p[n:], c.buf[off-c.pos:])
+		n += m
+		off += int64(m)
+	}
+	return n, nil
+}
+
+// measure makes the whole map once, in pieces.
+func (c *extentMap) measure() (size int64, sum uint64) {
+	var h maphash.Hash
+	h.SetSeed(c.t.seed)
+	m := newExtentMap(c.t, c.d, c.l)
+	for !m.ended {
+		if err := m.fill(); err != nil {
+			break // whoever reads it will be told
+		}
+		h.Write(m.buf)
+	}
+	return m.pos + int64(len(m.buf)), h.Sum64()
+}
+
+// snapshot is c as of now, if it is short enough.
+func (c *extentMap) snapshot() (fixed, bool) {
+	b := make([]byte, 0, mapPiece)
+	m := newExtentMap(c.t, c.d, c.l)
+	for !m.ended {
+		if err := m.fill(); err != nil || len(b)+len(m.buf) > maxSnapshot {
+			return fixed{}, false
+		}
+		b = append(b, m.buf...)
+	}
+	return fixed{b, maphash.Bytes(c.t.seed, b)}, true
+}
