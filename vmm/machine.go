@@ -3,20 +3,329 @@ package vmm
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/moovm/moovm/internal/kvm"
+	"github.com/moovm/moovm/virtio/pci"
 )
 
 // Machine is a virtual machine. Its methods may be called from any goroutine.
-type Machine struct{}
+//
+//	          Start           Pause
+//	created ────────▶ running ──────▶ paused
+//	   │                 │  ◀──────────  │
+//	   │                 │    Resume     │
+//	   │                 ▼               │
+//	   │  guest, Stop: stopped ◀─────────┘ Stop
+//	   ▼                 │ Close
+//	closed ◀─────────────┘
+type Machine struct {
+	cfg Config
+	log *slog.Logger
 
-var errNotYet = errors.New("vmm: not implemented yet")
+	sys   *kvm.System
+	vm    *kvm.VM
+	ram   *ram
+	vcpus []*vcpu
+	irq   *interrupts
+	bus   *pciBus
+	com   [2]*uart
+	rtc   *cmos
+	funcs []*pci.Function
+
+	mu      sync.Mutex
+	changed sync.Cond // state or parked changed
+	state   state
+	parked  int // vCPU threads that wait in park
+	reason  ExitReason
+	err     error
+
+	running sync.WaitGroup // vCPU threads
+	done    chan struct{}  // closed when all of the machine has stopped
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+type state int
+
+const (
+	created state = iota
+	running
+	paused
+	stopped // vCPUs leave as soon as they see it
+)
+
+// ErrClosed is returned by methods of a machine that has stopped or was closed.
+var ErrClosed = errors.New("the machine has stopped")
+
+// outputLimit is how long the end of a machine waits for its serial output to
+// be taken.
+const outputLimit = 2 * time.Second
 
 // New builds a machine: opens KVM, makes guest memory, loads the kernel and
-// sets up the devices. The guest does not run before Run.
-func New(cfg Config) (*Machine, error) { return nil, errNotYet }
+// sets up the devices. The guest does not run before Start or Run.
+//
+// The error wraps ErrKernel for an image that cannot be booted, and
+// fs.ErrNotExist or fs.ErrPermission for a KVM device that cannot be opened.
+func New(cfg Config) (_ *Machine, err error) {
+	if cfg.Memory == 0 {
+		cfg.Memory = 256 << 20
+	}
+	if cfg.CPUs == 0 {
+		cfg.CPUs = 1
+	}
+	if cfg.CPUs < 1 || cfg.CPUs > MaxCPUs {
+		return nil, fmt.Errorf("%d CPUs: a machine has 1 to %d", cfg.CPUs, MaxCPUs)
+	}
+	if cfg.KVM == "" {
+		cfg.KVM = DefaultKVM
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	m := &Machine{cfg: cfg, log: cfg.Logger, done: make(chan struct{}), bus: newPCIBus(), rtc: newCMOS(time.Now)}
+	m.changed.L = &m.mu
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	if m.ram, err = newRAM(cfg.Memory); err != nil {
+		return nil, err
+	}
+	boot, err := loadBoot(&m.cfg, m.ram.low())
+	if err != nil {
+		return nil, err
+	}
+	tables := acpiTables(addrACPI, cfg.CPUs)
+	if len(tables) > sizeACPI {
+		return nil, fmt.Errorf("ACPI tables of %d bytes exceed %d", len(tables), sizeACPI)
+	}
+	copy(m.ram.low()[addrACPI:], tables)
+	// The machine does not keep what it has copied.
+	m.cfg.Kernel, m.cfg.Initrd = Kernel{}, nil
 
-// Run runs the guest until it stops, and says why it did. The end of ctx stops
-// it within milliseconds (reason Stopped, nil error). Run may be called once.
-func (m *Machine) Run(ctx context.Context) (ExitReason, error) { return Failed, errNotYet }
+	if err = m.createVM(); err != nil {
+		return nil, err
+	}
+	if err = m.createDevices(); err != nil {
+		return nil, err
+	}
+	return m, m.createVCPUs(boot)
+}
+
+func (m *Machine) createVM() (err error) {
+	if m.sys, err = kvm.Open(m.cfg.KVM); err != nil {
+		return err
+	}
+	if n := m.sys.CheckExtension(kvm.CapMaxVCPUs); m.cfg.CPUs > n {
+		return fmt.Errorf("%d CPUs: this KVM has at most %d", m.cfg.CPUs, n)
+	}
+	if m.vm, err = m.sys.CreateVM(); err != nil {
+		return err
+	}
+	if err = m.vm.SetTSSAddr(addrTSS); err != nil {
+		return err
+	}
+	if err = m.vm.SetIdentityMapAddr(addrIdentity); err != nil {
+		return err
+	}
+	if err = m.vm.CreateIRQChip(); err != nil {
+		return err
+	}
+	if err = m.vm.CreatePIT(); err != nil {
+		return err
+	}
+	for slot, r := range m.ram.regions {
+		if err = m.vm.SetMemory(slot, r.Addr, r.Bytes); err != nil {
+			return err
+		}
+	}
+	m.irq = newInterrupts(m.vm)
+	for i, gsi := range []uint32{irqCOM1, irqCOM2} {
+		m.com[i] = newUART(func(level bool) { m.vm.IRQLine(gsi, level) })
+	}
+	return nil
+}
+
+func (m *Machine) createVCPUs(boot bootImage) error {
+	supported, err := m.sys.SupportedCPUID()
+	if err != nil {
+		return err
+	}
+	deadline := m.sys.CheckExtension(kvm.CapTSCDeadline) != 0
+	for i := range m.cfg.CPUs {
+		v, err := m.vm.CreateVCPU(i)
+		if err != nil {
+			return err
+		}
+		m.vcpus = append(m.vcpus, &vcpu{m: m, id: i, v: v})
+		khz, err := v.TSCKHz()
+		if err != nil {
+			khz = 0 // unknown: the guest measures
+		}
+		if err := v.SetCPUID(cpuidFor(supported, i, m.cfg.CPUs, khz, deadline)); err != nil {
+			return err
+		}
+		if i > 0 {
+			continue // waits for its INIT and SIPI
+		}
+		s, err := v.Sregs()
+		if err != nil {
+			return err
+		}
+		enterLongMode(s)
+		if err := v.SetSregs(s); err != nil {
+			return err
+		}
+		if err := v.SetRegs(&kvm.Regs{RIP: boot.entry, RSI: addrZeroPage, RFLAGS: 2}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// createDevices plugs the virtio devices into the bus.
+func (m *Machine) createDevices() error {
+	return nil
+}
+
+// Start lets the guest run. It may be called once.
+func (m *Machine) Start() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch m.state {
+	case created:
+	case stopped:
+		return ErrClosed
+	default:
+		return errors.New("the machine was started already")
+	}
+	m.state = running
+	m.com[0].start(m.cfg.Console)
+	m.com[1].start(m.cfg.Control)
+	m.running.Add(len(m.vcpus))
+	for _, c := range m.vcpus {
+		go func() {
+			defer m.running.Done()
+			c.run()
+		}()
+	}
+	go m.supervise()
+	return nil
+}
+
+// supervise ends the devices once every vCPU thread has ended.
+func (m *Machine) supervise() {
+	defer close(m.done)
+	m.running.Wait()
+	var err error
+	for _, f := range m.funcs {
+		err = errors.Join(err, f.Close())
+	}
+	var wg sync.WaitGroup
+	for _, u := range m.com {
+		wg.Go(func() { u.close(outputLimit) })
+	}
+	wg.Wait()
+	if err != nil {
+		m.log.Warn("ending devices", "error", err)
+	}
+}
+
+// park is where vCPU threads wait while the machine is paused. It returns
+// false when the machine has stopped.
+func (m *Machine) park(c *vcpu) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state == paused {
+		m.parked++
+		m.changed.Broadcast()
+		for m.state == paused {
+			m.changed.Wait()
+		}
+		m.parked--
+		m.changed.Broadcast()
+	}
+	if m.state == stopped {
+		return false
+	}
+	c.v.ImmediateExit(false)
+	return true
+}
+
+// finish stops the machine for a reason; the first one counts.
+func (m *Machine) finish(r ExitReason, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state == stopped {
+		return
+	}
+	begun := m.state != created
+	m.state, m.reason, m.err = stopped, r, err
+	m.changed.Broadcast()
+	for _, c := range m.vcpus {
+		c.kick()
+	}
+	if !begun {
+		close(m.done)
+	}
+}
+
+// Run is Start and Wait: it runs the guest until it stops, and says why it
+// did. The end of ctx stops it within milliseconds (reason Stopped, nil error).
+func (m *Machine) Run(ctx context.Context) (ExitReason, error) {
+	if err := m.Start(); err != nil {
+		return Failed, err
+	}
+	defer context.AfterFunc(ctx, m.Stop)()
+	return m.Wait()
+}
+
+// Wait waits until the machine has stopped: no vCPU runs, the devices have
+// finished what they were doing and the serial output is written. The error
+// belongs to the reason Failed; a *VCPUError has the registers.
+func (m *Machine) Wait() (ExitReason, error) {
+	<-m.done
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.reason, m.err
+}
+
+// Stop stops the machine as if its power failed, with reason Stopped.
+func (m *Machine) Stop() { m.finish(Stopped, nil) }
 
 // Close stops the machine and releases everything it holds. It is idempotent.
-func (m *Machine) Close() error { return nil }
+func (m *Machine) Close() error {
+	m.closeOnce.Do(func() {
+		m.Stop()
+		<-m.done
+		m.closeErr = m.release()
+	})
+	return m.closeErr
+}
+
+// release gives back descriptors and mappings; nothing runs any more.
+func (m *Machine) release() error {
+	var err error
+	for _, f := range m.funcs {
+		err = errors.Join(err, f.Close())
+	}
+	for _, c := range m.vcpus {
+		err = errors.Join(err, c.v.Close())
+	}
+	if m.vm != nil {
+		err = errors.Join(err, m.vm.Close())
+	}
+	if m.sys != nil {
+		err = errors.Join(err, m.sys.Close())
+	}
+	if m.ram != nil {
+		m.ram.Close()
+	}
+	return err
+}

@@ -30,6 +30,7 @@ const (
 	nrSetRegs             = 0x82
 	nrGetSregs            = 0x83
 	nrSetSregs            = 0x84
+	nrTranslate           = 0x85
 	nrGetMSRs             = 0x88
 	nrSetMSRs             = 0x89
 	nrGetFPU              = 0x8c
@@ -145,16 +146,9 @@ const (
 // (KVM_MAX_IRQ_ROUTES).
 const MaxRoutes = 4096
 
-// routingEntry is struct kvm_irq_routing_entry: 16 bytes and a union of 32.
-type routingEntry struct {
-	gsi, typ, flags, pad uint32
-	u                    [8]uint32
-}
-
-type routingTable struct {
-	nr, flags uint32
-	entries   [MaxRoutes]routingEntry
-}
+// routeWords is the size of struct kvm_irq_routing_entry in 64-bit words: GSI
+// and type, flags and padding, and a union of four words.
+const routeWords = 6
 
 const maxCPUIDEntries = 256
 

@@ -205,6 +205,14 @@ func (v *VCPU) SetSregs(s *Sregs) error {
 	return wrap("KVM_SET_SREGS", ioctlPtr(v.fd, iow[Sregs](nrSetSregs), s))
 }
 
+// Translate is the guest-physical address of a guest-virtual one; false if it
+// is not mapped.
+func (v *VCPU) Translate(virtual uint64) (uint64, bool) {
+	t := gokvm.Translation{LinearAddress: virtual}
+	err := ioctlPtr(v.fd, iowr[gokvm.Translation](nrTranslate), &t)
+	return t.PhysicalAddress, err == nil && t.Valid != 0
+}
+
 // FPU reads the x87 and SSE registers.
 func (v *VCPU) FPU() (*FPU, error) {
 	f := new(FPU)

@@ -74,18 +74,20 @@ func (m *VM) SetGSIRouting(routes []Route) error {
 	if len(routes) > MaxRoutes {
 		return fmt.Errorf("KVM_SET_GSI_ROUTING: %d routes, the kernel takes %d", len(routes), MaxRoutes)
 	}
-	t := &routingTable{nr: uint32(len(routes))}
+	// struct kvm_irq_routing: a count, flags, and entries of six words.
+	t := make([]uint64, 1+routeWords*len(routes))
+	t[0] = uint64(len(routes))
 	for i, r := range routes {
-		e := &t.entries[i]
-		e.gsi, e.typ = r.GSI, uint32(r.Type)
+		e := t[1+routeWords*i:]
+		e[0] = uint64(r.GSI) | uint64(r.Type)<<32
 		switch r.Type {
 		case RouteChip:
-			e.u[0], e.u[1] = r.Chip, r.Pin
+			e[2] = uint64(r.Chip) | uint64(r.Pin)<<32
 		case RouteMSI:
-			e.u[0], e.u[1], e.u[2] = uint32(r.Addr), uint32(r.Addr>>32), r.Data
+			e[2], e[3] = r.Addr, uint64(r.Data)
 		}
 	}
-	return wrap("KVM_SET_GSI_ROUTING", ioctlPtr(m.fd, gokvm.IIOW(nrSetGSIRouting, 8), t))
+	return wrap("KVM_SET_GSI_ROUTING", ioctlPtr(m.fd, gokvm.IIOW(nrSetGSIRouting, 8), &t[0]))
 }
 
 // AssignIRQFD makes a signal of eventfd raise gsi without leaving the kernel;

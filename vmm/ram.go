@@ -1,0 +1,75 @@
+package vmm
+
+import (
+	"fmt"
+
+	"github.com/moovm/moovm/virtio"
+	"golang.org/x/sys/unix"
+)
+
+// ram is the guest's memory: one memory file, mapped in one or two pieces
+// around the hole below 4 GiB. Pages exist once the guest touches them.
+type ram struct {
+	fd      int
+	regions []virtio.Region
+	mem     *virtio.Memory
+}
+
+func newRAM(size int64) (r *ram, err error) {
+	if size < minMemory {
+		return nil, fmt.Errorf("memory of %d bytes is too small: give at least %d MiB (a stock kernel wants 64 MiB or more)", size, minMemory>>20)
+	}
+	if size > maxMemory {
+		return nil, fmt.Errorf("memory of %d bytes is too large: the most is %d GiB", size, maxMemory>>30)
+	}
+	if size%pageSize != 0 {
+		return nil, fmt.Errorf("memory of %d bytes is not a multiple of %d", size, pageSize)
+	}
+	r = &ram{fd: -1}
+	defer func() {
+		if err != nil {
+			r.Close()
+		}
+	}()
+	if r.fd, err = unix.MemfdCreate("moovm-ram", unix.MFD_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("guest memory: memfd_create: %w", err)
+	}
+	if err = unix.Ftruncate(r.fd, size); err != nil {
+		return nil, fmt.Errorf("guest memory of %d bytes: %w", size, err)
+	}
+	low := min(size, addrHole)
+	if err = r.add(0, 0, low); err != nil {
+		return nil, err
+	}
+	if size > low {
+		if err = r.add(addrAbove4G, low, size-low); err != nil {
+			return nil, err
+		}
+	}
+	r.mem, err = virtio.NewMemory(r.regions...)
+	return r, err
+}
+
+func (r *ram) add(addr uint64, off, n int64) error {
+	b, err := unix.Mmap(r.fd, off, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		return fmt.Errorf("guest memory: map %d bytes: %w", n, err)
+	}
+	r.regions = append(r.regions, virtio.Region{Addr: addr, Bytes: b})
+	return nil
+}
+
+// low is the memory below the hole.
+func (r *ram) low() []byte { return r.regions[0].Bytes }
+
+// Close unmaps the memory. Nothing may use it any more.
+func (r *ram) Close() {
+	for _, reg := range r.regions {
+		unix.Munmap(reg.Bytes)
+	}
+	r.regions = nil
+	if r.fd >= 0 {
+		unix.Close(r.fd)
+		r.fd = -1
+	}
+}
