@@ -13,6 +13,8 @@ type Mount struct {
 	Target  string `json:"target"`            // absolute path; created when missing
 	Type    string `json:"type"`              // as /proc/filesystems names it
 	Options string `json:"options,omitempty"` // comma separated, as for mount -o
+	// Optional mounts may fail; the host is told.
+	Optional bool `json:"optional,omitempty"`
 }
 
 // Root says which disk is the root file system, as the kernel parameters of

@@ -1,0 +1,330 @@
+package guest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// runCommand runs the command as a child, reports how it ended, and switches
+// the machine off. It returns only when the command could not be started.
+func (in *initProcess) runCommand(c Command) error {
+	in.prepareUserspace()
+	env := commandEnv(c.Env)
+	program, err := lookProgram(c.Args[0], envValue(env, "PATH"), c.Dir)
+	if err != nil {
+		return err
+	}
+	p, err := startCommand(c, program, env)
+	if err != nil {
+		if c.Dir != "" {
+			if _, err := os.Stat(c.Dir); err != nil {
+				return &stageError{FailCommand, 127, fmt.Errorf("the guest has no working folder %s: %w", c.Dir, errCause(err))}
+			}
+		}
+		return startError(c.Args[0], err)
+	}
+	in.line.start(c.Args[0])
+	go in.input(p)
+	var copies sync.WaitGroup
+	copies.Go(func() { in.output(p.stdout, frameStdout) })
+	if p.stderr != nil {
+		copies.Go(func() { in.output(p.stderr, frameStderr) })
+	}
+	ws := reap(p.pid)
+	endOthers()
+	copies.Wait()
+	if ws.Signaled() {
+		in.line.exit(128+int(ws.Signal()), int(ws.Signal()))
+	} else {
+		in.line.exit(ws.ExitStatus(), 0)
+	}
+	in.powerOff()
+	return nil
+}
+
+// prepareUserspace gives the command what a booted system has. What the kernel
+// lacks is left out.
+func (in *initProcess) prepareUserspace() {
+	for _, m := range []Mount{
+		{"devpts", "/dev/pts", "devpts", "nosuid,noexec,mode=620,gid=5,ptmxmode=666", true},
+		{"tmpfs", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777", true},
+		{"cgroup2", "/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec", true},
+	} {
+		_ = os.Mkdir(m.Target, 0o755)
+		_ = mountOne(m)
+	}
+	for name, target := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+	} {
+		_ = os.Symlink(target, "/dev/"+name)
+	}
+	_ = os.Mkdir("/tmp", 0o777)
+	_ = os.Chmod("/tmp", 0o777|os.ModeSticky)
+	if unix.Access("/tmp", unix.W_OK) != nil { // read-only disk
+		_ = mountOne(Mount{"tmpfs", "/tmp", "tmpfs", "nosuid,nodev,mode=1777", true})
+	}
+	_ = os.MkdirAll("/root", 0o700)
+	loopbackUp()
+}
+
+// loopbackUp switches the lo interface on.
+func loopbackUp() {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(s)
+	req, err := unix.NewIfreq("lo")
+	if err != nil || unix.IoctlIfreq(s, unix.SIOCGIFFLAGS, req) != nil {
+		return
+	}
+	req.SetUint16(req.Uint16() | unix.IFF_UP)
+	_ = unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req)
+}
+
+// lookProgram finds a program as a shell does, in path unless its name has a
+// slash.
+func lookProgram(name, path, dir string) (string, error) {
+	if strings.Contains(name, "/") {
+		full := name
+		if !filepath.IsAbs(full) {
+			full = filepath.Join("/", dir, name)
+		}
+		if st, err := os.Stat(full); err != nil {
+			return "", startError(name, err)
+		} else if st.IsDir() || st.Mode()&0o111 == 0 {
+			return "", startError(name, unix.EACCES)
+		}
+		return full, nil
+	}
+	err := error(unix.ENOENT)
+	for _, d := range filepath.SplitList(path) {
+		p := filepath.Join("/", d, name)
+		if st, e := os.Stat(p); e == nil && st.Mode().IsRegular() {
+			if st.Mode()&0o111 != 0 {
+				return p, nil
+			}
+			err = unix.EACCES
+		}
+	}
+	return "", startError(name, err)
+}
+
+// startError explains why a command cannot be started, with the exit status
+// that a shell gives it.
+func startError(name string, err error) error {
+	e := &stageError{FailCommand, 126, fmt.Errorf("%s cannot be run in the guest: %w", name, errCause(err))}
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		e.status, e.err = 127, fmt.Errorf("%s: not found in the guest", name)
+	case errors.Is(err, unix.ENOEXEC):
+		e.err = fmt.Errorf("%s cannot be run in the guest: not a program for it", name)
+	}
+	return e
+}
+
+// process is the running command. stdin may be the same file as stdout.
+type process struct {
+	pid      int
+	stdin    *os.File
+	stdout   *os.File
+	stderr   *os.File // nil with a terminal
+	terminal bool
+}
+
+func startCommand(c Command, program string, env []string) (*process, error) {
+	if c.Terminal {
+		return startOnTerminal(c, program, env)
+	}
+	var ends []*os.File
+	closeAll := func() {
+		for _, f := range ends {
+			f.Close()
+		}
+	}
+	pipes := [3][2]*os.File{}
+	for i := range pipes {
+		r, w, err := os.Pipe()
+		if err != nil {
+			closeAll()
+			return nil, err
+		}
+		pipes[i] = [2]*os.File{r, w}
+		ends = append(ends, r, w)
+	}
+	pid, err := syscall.ForkExec(program, c.Args, &syscall.ProcAttr{
+		Dir:   workDir(c),
+		Env:   env,
+		Files: []uintptr{pipes[0][0].Fd(), pipes[1][1].Fd(), pipes[2][1].Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		closeAll()
+		return nil, err
+	}
+	pipes[0][0].Close()
+	pipes[1][1].Close()
+	pipes[2][1].Close()
+	return &process{pid: pid, stdin: pipes[0][1], stdout: pipes[1][0], stderr: pipes[2][0]}, nil
+}
+
+func startOnTerminal(c Command, program string, env []string) (*process, error) {
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	fd := int(master.Fd())
+	err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	var n int
+	if err == nil {
+		n, err = unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	}
+	if err != nil {
+		master.Close()
+		return nil, fmt.Errorf("no terminal: %w", err)
+	}
+	if c.Rows > 0 && c.Columns > 0 {
+		_ = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: c.Rows, Col: c.Columns})
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		master.Close()
+		return nil, err
+	}
+	defer slave.Close()
+	pid, err := syscall.ForkExec(program, c.Args, &syscall.ProcAttr{
+		Dir:   workDir(c),
+		Env:   env,
+		Files: []uintptr{slave.Fd(), slave.Fd(), slave.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0},
+	})
+	if err != nil {
+		master.Close()
+		return nil, err
+	}
+	return &process{pid: pid, stdin: master, stdout: master, terminal: true}, nil
+}
+
+func workDir(c Command) string {
+	if c.Dir == "" {
+		return "/"
+	}
+	return c.Dir
+}
+
+// output sends what the command writes. A terminal ends with EIO when the last
+// program on it has gone.
+func (in *initProcess) output(r *os.File, kind frameType) {
+	buf := make([]byte, maxFrame)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			in.line.send(kind, buf[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// input serves what the host sends: stdin, signals, window sizes. Stdin goes
+// through a queue of its own, so that a command that does not read holds up
+// nothing else; the credit bounds the queue.
+func (in *initProcess) input(p *process) {
+	if in.line == nil {
+		p.stdin.Close()
+		return
+	}
+	const eof = ""
+	queue := make(chan string, stdinCredit+1)
+	go func() {
+		gone := false
+		for s := range queue {
+			if s == eof {
+				if p.terminal {
+					_, _ = p.stdin.Write([]byte{4}) // VEOF
+				} else {
+					p.stdin.Close()
+				}
+				return
+			}
+			if !gone {
+				_, err := io.WriteString(p.stdin, s)
+				gone = err != nil // closed its stdin: swallow the rest
+			}
+			in.line.credit(len(s))
+		}
+	}()
+	in.line.credit(stdinCredit)
+	frames := newFrameReader(in.line.f)
+	for {
+		f, err := frames.next()
+		if err != nil {
+			return
+		}
+		switch f.kind {
+		case frameStdin:
+			if len(f.payload) > 0 {
+				queue <- string(f.payload)
+			}
+		case frameStdinEOF:
+			queue <- eof
+		case frameSignal:
+			if len(f.payload) == 1 {
+				_ = unix.Kill(-p.pid, unix.Signal(f.payload[0]))
+			}
+		case frameResize:
+			if len(f.payload) == 4 && p.terminal {
+				_ = unix.IoctlSetWinsize(int(p.stdin.Fd()), unix.TIOCSWINSZ, &unix.Winsize{
+					Row: binary.LittleEndian.Uint16(f.payload), Col: binary.LittleEndian.Uint16(f.payload[2:]),
+				})
+			}
+		}
+	}
+}
+
+// reap waits for the command, and for every orphan that dies before it: PID 1
+// inherits them all.
+func reap(pid int) syscall.WaitStatus {
+	for {
+		var ws syscall.WaitStatus
+		p, err := syscall.Wait4(-1, &ws, 0, nil)
+		if p == pid && (ws.Exited() || ws.Signaled()) {
+			return ws
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return ws
+		}
+	}
+}
+
+// endOthers ends what the command left running: politely, then not.
+func endOthers() {
+	for _, step := range []struct {
+		signal unix.Signal
+		wait   time.Duration
+	}{{unix.SIGTERM, time.Second}, {unix.SIGKILL, 2 * time.Second}} {
+		if unix.Kill(-1, step.signal) != nil {
+			return // nobody there
+		}
+		for deadline := time.Now().Add(step.wait); time.Now().Before(deadline); {
+			p, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+			if errors.Is(err, unix.ECHILD) {
+				return
+			}
+			if p == 0 {
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+	}
+}

@@ -1,0 +1,90 @@
+package guest
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// guestLine is the guest's end of the control line. A nil line swallows
+// everything.
+type guestLine struct {
+	f  *os.File
+	mu sync.Mutex // one frame at a time
+}
+
+// openGuestLine opens a serial port and makes it transparent.
+func openGuestLine(path string) (*guestLine, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	t, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s is not a serial port that works: %w", path, err)
+	}
+	t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
+	t.Cflag = unix.B115200 | unix.CS8 | unix.CREAD | unix.CLOCAL
+	t.Ispeed, t.Ospeed = unix.B115200, unix.B115200
+	t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
+	if err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, t); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s cannot be set up: %w", path, err)
+	}
+	return &guestLine{f: f}, nil
+}
+
+// send writes one frame. That the host does not listen is not the guest's
+// concern.
+func (l *guestLine) send(kind frameType, payload []byte) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, _ = l.f.Write(appendFrame(nil, kind, payload))
+}
+
+func (l *guestLine) sendJSON(kind frameType, v any) {
+	b, err := json.Marshal(v)
+	if err == nil && len(b) <= maxFrame {
+		l.send(kind, b)
+	}
+}
+
+func (l *guestLine) hello() {
+	l.sendJSON(frameHello, helloFrame{Version: ConfigVersion, Release: unameRelease()})
+}
+
+func (l *guestLine) fail(e GuestError) {
+	e.Message = e.Message[:min(len(e.Message), maxFrame/2)]
+	l.sendJSON(frameError, e)
+}
+
+func (l *guestLine) warn(text string)  { l.send(frameWarn, []byte(text[:min(len(text), maxFrame)])) }
+func (l *guestLine) start(what string) { l.send(frameStart, []byte(what[:min(len(what), maxFrame)])) }
+func (l *guestLine) bye()              { l.send(frameBye, nil) }
+
+func (l *guestLine) exit(status, signal int) {
+	b := binary.LittleEndian.AppendUint32(nil, uint32(status))
+	l.send(frameExit, binary.LittleEndian.AppendUint32(b, uint32(signal)))
+}
+
+func (l *guestLine) credit(n int) {
+	l.send(frameCredit, binary.LittleEndian.AppendUint32(nil, uint32(n)))
+}
+
+// drain waits until everything has left the serial port.
+func (l *guestLine) drain() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = unix.IoctlSetInt(int(l.f.Fd()), unix.TCSBRK, 1) // tcdrain(3)
+}

@@ -1,0 +1,81 @@
+package guest
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// IsInit says whether this process is the init of a moovm guest: PID 1, with a
+// configuration at ConfigPath. Programs that boot guests with themselves as
+// init call it first thing in main.
+func IsInit() bool {
+	if os.Getpid() != 1 {
+		return false
+	}
+	_, err := os.Stat(ConfigPath)
+	return err == nil
+}
+
+// parseInitConfig reads what InitConfig.Marshal wrote.
+func parseInitConfig(b []byte) (InitConfig, error) {
+	var c InitConfig
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("init configuration: %w", err)
+	}
+	if c.Version != ConfigVersion {
+		return c, fmt.Errorf("init configuration has version %d, this init reads version %d", c.Version, ConfigVersion)
+	}
+	if c.Command != nil && len(c.Command.Args) == 0 {
+		return c, fmt.Errorf("init configuration: the command is empty")
+	}
+	if c.Command == nil && c.Root == nil {
+		return c, fmt.Errorf("init configuration has neither a root disk nor a command: nothing to run")
+	}
+	return c, nil
+}
+
+// defaultPath is the PATH of a command in the guest.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// commandEnv is the environment of the command: a plain root login's, and what
+// the configuration adds or overrides.
+func commandEnv(extra []string) []string {
+	env := []string{"PATH=" + defaultPath, "HOME=/root", "USER=root", "LOGNAME=root", "TERM=linux"}
+	for _, e := range extra {
+		key, _, _ := strings.Cut(e, "=")
+		replaced := false
+		for i := range env {
+			if strings.HasPrefix(env[i], key+"=") {
+				env[i], replaced = e, true
+			}
+		}
+		if !replaced {
+			env = append(env, e)
+		}
+	}
+	return env
+}
+
+// envValue returns the value of a variable in env.
+func envValue(env []string, key string) string {
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, key+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// moduleParams collects a module's parameters from the kernel command line
+// (name.param=value), which only built-in modules get from the kernel itself.
+func moduleParams(cmdline, module string) string {
+	var params []string
+	for w := range splitCmdline(cmdline) {
+		if name, rest, ok := strings.Cut(w, "."); ok && underscores(name) == module && !strings.ContainsAny(name, "=") {
+			params = append(params, rest)
+		}
+	}
+	return strings.Join(params, " ")
+}

@@ -1,0 +1,399 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// InitMain is the init of a guest: it does what the InitConfig in the
+// initramfs says, and never returns. Whatever goes wrong is reported on the
+// control line and on the console before the machine is switched off; the
+// kernel never panics because its init ended.
+//
+//	start ─▶ modules ─▶ root disk ─▶ mounts ─┬▶ exec the disk's init
+//	                                         └▶ command ─▶ status ─▶ unmount ─▶ power off
+func InitMain() {
+	in := &initProcess{}
+	defer func() {
+		if r := recover(); r != nil {
+			in.fail(FailInternal, fmt.Errorf("the init crashed: %v\n%s", r, debug.Stack()))
+		}
+	}()
+	in.run()
+}
+
+// initProcess is PID 1.
+type initProcess struct {
+	cfg  InitConfig
+	line *guestLine // nil: no control line
+}
+
+// stageError is a failure with its kind.
+type stageError struct {
+	kind   string
+	status int
+	err    error
+}
+
+func (e *stageError) Error() string { return e.err.Error() }
+func (e *stageError) Unwrap() error { return e.err }
+
+func stage(kind string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &stageError{kind: kind, err: err}
+}
+
+func (in *initProcess) run() {
+	err := in.steps()
+	var s *stageError
+	if errors.As(err, &s) {
+		in.failStatus(s.kind, s.status, err)
+	}
+	in.fail(FailInternal, err)
+}
+
+// steps returns only when something went wrong.
+func (in *initProcess) steps() error {
+	// Whoever sends ctrl-alt-del or the like means the guest, not this process.
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
+	for _, m := range []Mount{
+		{"proc", "/proc", "proc", "nosuid,nodev,noexec", false},
+		{"sysfs", "/sys", "sysfs", "nosuid,nodev,noexec", false},
+		{"devtmpfs", "/dev", "devtmpfs", "nosuid,mode=755", false},
+	} {
+		if err := mountOne(m); err != nil && !errors.Is(err, unix.EBUSY) {
+			return stage(FailMount, err)
+		}
+	}
+	b, err := os.ReadFile(ConfigPath)
+	if err != nil {
+		return stage(FailConfig, err)
+	}
+	cfg, parseErr := parseInitConfig(b)
+	in.cfg = cfg
+	if cfg.Control != "" {
+		if in.line, err = openGuestLine(cfg.Control); err != nil {
+			in.console("no control line: " + err.Error())
+		}
+	}
+	in.line.hello()
+	if parseErr != nil {
+		return stage(FailConfig, parseErr)
+	}
+	if err := in.loadModules(); err != nil {
+		return stage(FailModule, err)
+	}
+	if cfg.Root != nil {
+		if err := in.enterRoot(*cfg.Root); err != nil {
+			return stage(FailRoot, err)
+		}
+	}
+	if err := in.mounts(); err != nil {
+		return stage(FailMount, err)
+	}
+	if cfg.Hostname != "" {
+		_ = unix.Sethostname([]byte(cfg.Hostname))
+	}
+	if cfg.Command == nil {
+		return stage(FailInit, in.handOver())
+	}
+	return in.runCommand(*cfg.Command)
+}
+
+// loadModules loads the modules of the initramfs in order.
+func (in *initProcess) loadModules() error {
+	line, _ := os.ReadFile("/proc/cmdline")
+	for _, m := range in.cfg.Modules {
+		_, name, _ := strings.Cut(moduleName(m.Path), "_") // 012-name.ko
+		err := loadKernelModule(m.Path, moduleParams(string(line), name))
+		if err == nil || m.Optional {
+			continue
+		}
+		switch {
+		case errors.Is(err, unix.ENOEXEC):
+			err = fmt.Errorf("%w; is it for this kernel (%s)?", err, unameRelease())
+		case errors.Is(err, unix.ENOSYS):
+			err = fmt.Errorf("%w; this kernel takes no modules", err)
+		}
+		return fmt.Errorf("kernel module %s cannot be loaded: %w", name, err)
+	}
+	return nil
+}
+
+// LoadKernelModule loads one unpacked module into the running kernel
+// (finit_module(2)). That it is there already is no error.
+func loadKernelModule(path, params string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = unix.FinitModule(int(f.Fd()), params, 0)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
+
+func unameRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// sysroot is where the root disk is mounted before it becomes /.
+const sysroot = "/sysroot"
+
+// enterRoot waits for the root device, mounts it and makes it the root of this
+// process. The initramfs is emptied, so that its memory is free again.
+func (in *initProcess) enterRoot(root Root) error {
+	dev, err := waitForRoot(root)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(sysroot, 0o755); err != nil {
+		return err
+	}
+	if err := in.mountRoot(dev, root); err != nil {
+		return err
+	}
+	for _, m := range []string{"/dev", "/proc", "/sys"} {
+		to := sysroot + m
+		_ = os.Mkdir(to, 0o755) // there, or the disk is read-only
+		if err := unix.Mount(m, to, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("the root disk %s has no folder %s: %w", root.Device, m, err)
+		}
+	}
+	emptyInitramfs()
+	if err := os.Chdir(sysroot); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("the root disk cannot become /: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return os.Chdir("/")
+}
+
+// waitForRoot waits until the root device is there.
+func waitForRoot(root Root) (blockDevice, error) {
+	spec, err := parseRootSpec(root.Device)
+	if err != nil {
+		return blockDevice{}, err
+	}
+	seconds := root.WaitSeconds
+	if seconds <= 0 {
+		seconds = 10
+	}
+	open := func(name string) (readAtCloser, error) { return os.Open(filepath.Join("/dev", name)) }
+	deadline := time.Now().Add(time.Duration(seconds) * time.Second)
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		devs := listBlockDevices("/sys/class/block", open)
+		for _, d := range devs {
+			if spec.matches(d) {
+				return d, nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return blockDevice{}, noRootError(root.Device, devs, seconds)
+		}
+		time.Sleep(pause)
+	}
+}
+
+func (in *initProcess) mountRoot(dev blockDevice, root Root) error {
+	types := []string{root.Type}
+	if root.Type == "" {
+		types = []string{dev.FS.Type}
+	}
+	if types[0] == "" {
+		if types = diskFilesystems(); len(types) == 0 {
+			types = []string{"ext4"}
+		}
+	}
+	if types[0] == "ext2" || types[0] == "ext3" {
+		types = append([]string{"ext4"}, types...) // ext4 mounts both
+	}
+	var first error
+	for _, t := range types {
+		m := Mount{Source: "/dev/" + dev.Name, Target: sysroot, Type: t, Options: root.Options}
+		if root.ReadOnly {
+			m.Options = joinOptions("ro", m.Options)
+		}
+		err := mountOne(m)
+		if !root.ReadOnly && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS)) {
+			m.Options = joinOptions("ro", m.Options) // the disk is read-only
+			err = mountOne(m)
+		}
+		if err == nil {
+			return nil
+		}
+		if first == nil || !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
+			first = err
+		}
+	}
+	if errors.Is(first, unix.ENODEV) {
+		return fmt.Errorf("the root device %s has file system %s, which this kernel does not know; is its module missing?", dev, types[0])
+	}
+	if dev.FS.Type == "" && root.Type == "" {
+		return fmt.Errorf("the root device %s has no file system that is known here; if it has partitions, name one: %w", dev, first)
+	}
+	return fmt.Errorf("the root device %s cannot be mounted: %w", dev, first)
+}
+
+// diskFilesystems are the types the kernel knows for disks.
+func diskFilesystems() []string {
+	b, _ := os.ReadFile("/proc/filesystems")
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		if t := strings.TrimSpace(line); !strings.HasPrefix(line, "nodev") && t != "" {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// emptyInitramfs removes all files of the initramfs, but not what is mounted
+// over it. The running program stays in memory until it ends.
+func emptyInitramfs() {
+	var root unix.Stat_t
+	if unix.Lstat("/", &root) != nil {
+		return
+	}
+	_ = filepath.WalkDir("/", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || p == "/" {
+			return nil
+		}
+		var st unix.Stat_t
+		if unix.Lstat(p, &st) != nil {
+			return nil
+		}
+		if st.Dev != root.Dev {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !d.IsDir() {
+			_ = unix.Unlink(p)
+		}
+		return nil
+	})
+}
+
+// mounts mounts /run and what the configuration lists.
+func (in *initProcess) mounts() error {
+	run := Mount{"tmpfs", "/run", "tmpfs", "nosuid,nodev,mode=755", true}
+	for _, m := range append([]Mount{run}, in.cfg.Mounts...) {
+		err := os.MkdirAll(m.Target, 0o755)
+		if err == nil {
+			err = mountOne(m)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s is not mounted at %s: %w", m.Source, m.Target, err)
+			if !m.Optional {
+				return err
+			}
+			in.line.warn(err.Error())
+		}
+	}
+	return nil
+}
+
+// inits are the programs tried as the disk's init, the kernel's own list.
+var inits = [...]string{"/sbin/init", "/etc/init", "/bin/init", "/bin/sh"}
+
+// handOver replaces this process with the disk's init.
+func (in *initProcess) handOver() error {
+	candidates := inits[:]
+	if in.cfg.Init != "" {
+		candidates = []string{in.cfg.Init}
+	}
+	env := []string{"HOME=/", "TERM=linux", "PATH=" + defaultPath}
+	var last error
+	for _, p := range candidates {
+		if err := unix.Access(p, unix.X_OK); err != nil {
+			last = err
+			continue
+		}
+		in.line.start(p)
+		in.line.drain()
+		last = syscall.Exec(p, append([]string{p}, os.Args[1:]...), env)
+	}
+	return fmt.Errorf("the root disk has no init that starts (tried %s): %w; name one with init= or give a command",
+		strings.Join(candidates, ", "), last)
+}
+
+// fail reports the failure and switches the machine off.
+func (in *initProcess) fail(kind string, err error) {
+	in.failStatus(kind, 0, err)
+}
+
+func (in *initProcess) failStatus(kind string, status int, err error) {
+	in.console(err.Error())
+	in.line.fail(GuestError{Kind: kind, Message: err.Error(), Status: status})
+	in.powerOff()
+}
+
+// console writes one line to the kernel's console.
+func (in *initProcess) console(text string) {
+	fmt.Fprintf(os.Stderr, "\r\nmoovm: %s\r\n", text)
+}
+
+// powerOff ends the machine. File systems are left clean.
+func (in *initProcess) powerOff() {
+	in.settle()
+	in.line.bye()
+	in.line.drain()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	// No ACPI, perhaps. A reset ends a machine too.
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
+// settle writes everything to the disks and leaves nothing mounted writable.
+func (in *initProcess) settle() {
+	unix.Sync()
+	b, _ := os.ReadFile("/proc/self/mounts")
+	var targets []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 3 {
+			targets = append(targets, unescapeMount(f[1]))
+		}
+	}
+	for i := len(targets) - 1; i >= 0; i-- {
+		switch t := targets[i]; t {
+		case "/", "/proc", "/dev", "/sys":
+		default:
+			if err := unix.Unmount(t, 0); err != nil {
+				// In use: at least nothing more is written.
+				_ = unix.Mount("", t, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+			}
+		}
+	}
+	if in.cfg.Root == nil {
+		return
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		// What holds it open will not be written to: force it (sysrq u).
+		_ = os.WriteFile("/proc/sysrq-trigger", []byte("u"), 0)
+	}
+	unix.Sync()
+}
