@@ -1,0 +1,217 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// These tests boot the real init in QEMU's software emulation, which needs no
+// KVM: a few seconds for each boot. They run when MOOVM_QEMU=1 and need
+// qemu-system-x86_64, mke2fs, a static busybox and the kernel MOOVM_KERNEL
+// with its modules. The test binary is the init, so it must be static:
+//
+//	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=…/boot/vmlinuz-… go test ./guest -run QEMU
+
+// qemuGuest is one boot.
+type qemuGuest struct {
+	config  InitConfig
+	modules []string
+	files   []File
+	disks   []string // raw images, by path
+	qemu    []string // further arguments
+	append  string
+	stdin   io.Reader
+}
+
+type qemuResult struct {
+	ControlState
+	stdout, stderr, console string
+	warnings                []string
+	err                     error
+	took                    time.Duration
+}
+
+func needTool(t *testing.T, names ...string) {
+	t.Helper()
+	for _, n := range names {
+		if _, err := exec.LookPath(n); err != nil {
+			t.Skipf("%s is missing: apt-get install qemu-system-x86 e2fsprogs busybox-static", n)
+		}
+	}
+}
+
+func testKernel(t *testing.T) *Kernel {
+	t.Helper()
+	path := os.Getenv("MOOVM_KERNEL")
+	if path == "" {
+		t.Skip("MOOVM_KERNEL is not set: name the vmlinuz of an unpacked linux-image package")
+	}
+	k, err := LoadKernel(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { k.Close() })
+	return k
+}
+
+func (g qemuGuest) run(t *testing.T) qemuResult {
+	t.Helper()
+	if os.Getenv("MOOVM_QEMU") == "" {
+		t.Skip("MOOVM_QEMU is not set: set it to 1 to boot guests in QEMU's software emulation")
+	}
+	needTool(t, "qemu-system-x86_64", "busybox", "mke2fs")
+	k := testKernel(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	a := &Initramfs{Init: self, Config: &g.config, Files: g.files}
+	if len(g.modules) > 0 {
+		m, err := FindModules(k)
+		if err != nil {
+			t.Skip(err)
+		}
+		if a.Modules, err = m.Resolve(g.modules...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	initrd, err := a.Bytes()
+	if errors.Is(err, ErrNotStatic) {
+		t.Skip("the test binary is not static: run with CGO_ENABLED=0")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	initrdPath, consolePath := filepath.Join(dir, "initrd"), filepath.Join(dir, "console")
+	if err := os.WriteFile(initrdPath, initrd, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kernelPath := k.ELFPath()
+	if kernelPath == "" {
+		t.Skip("the kernel cache cannot be written: set XDG_CACHE_HOME")
+	}
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	args := []string{"-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-monitor", "none", "-no-reboot",
+		"-nodefaults", "-kernel", kernelPath, "-initrd", initrdPath,
+		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet " + g.append),
+		"-serial", "file:" + consolePath, "-serial", "unix:" + l.Addr().String()}
+	for _, d := range g.disks {
+		args = append(args, "-drive", "if=virtio,format=raw,file="+d)
+	}
+	start := time.Now()
+	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, g.qemu...)...)
+	var noise bytes.Buffer
+	qemu.Stdout, qemu.Stderr = &noise, &noise
+	if err := qemu.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var res qemuResult
+	var stdout, stderr bytes.Buffer
+	c := NewControl(conn, conn, ControlConfig{Stdin: g.stdin, Stdout: &stdout, Stderr: &stderr,
+		OnWarning: func(s string) { res.warnings = append(res.warnings, s) }})
+	res.err = c.Run()
+	conn.Close()
+	if err := qemu.Wait(); err != nil {
+		t.Errorf("qemu: %v\n%s", err, noise.String())
+	}
+	console, _ := os.ReadFile(consolePath)
+	res.ControlState, res.stdout, res.stderr, res.console = c.State(), stdout.String(), stderr.String(), string(console)
+	res.took = time.Since(start)
+	t.Logf("%.1f s: %+v warnings %q", res.took.Seconds(), res.ControlState, res.warnings)
+	if t.Failed() || testing.Verbose() {
+		t.Logf("stdout %q stderr %q console %q", res.stdout, res.stderr, res.console)
+	}
+	return res
+}
+
+func busybox(t *testing.T) string {
+	t.Helper()
+	p, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("busybox is missing: apt-get install busybox-static")
+	}
+	return p
+}
+
+// ext4Image makes a disk image with a busybox and what files says, without
+// mounting it.
+func ext4Image(t *testing.T, mkfs ...string) string {
+	t.Helper()
+	needTool(t, "mke2fs")
+	tree := t.TempDir()
+	for _, d := range []string{"bin", "dev", "proc", "sys", "run", "tmp", "root", "sbin"} {
+		if err := os.Mkdir(filepath.Join(tree, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(busybox(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tree, "bin/busybox"), b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sh", "cat", "sleep", "mount", "ls", "ps", "id", "stty", "ip", "head", "sha256sum", "dd", "tty"} {
+		if err := os.Symlink("busybox", filepath.Join(tree, "bin", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	img := filepath.Join(t.TempDir(), "disk.img")
+	args := append([]string{"-q", "-t", "ext4", "-d", tree}, mkfs...)
+	if out, err := exec.Command("mke2fs", append(args, img, "64M")...).CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v\n%s", err, out)
+	}
+	return img
+}
+
+func TestQEMUCommandInInitramfs(t *testing.T) {
+	r := qemuGuest{
+		config: InitConfig{Control: "/dev/ttyS1", Command: &Command{Args: []string{"/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 7"}}},
+		files:  []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
+	}.run(t)
+	if !r.Hello || !r.Started || !r.Exited || r.Status != 7 || !r.Bye || r.stdout != "out\n" || r.stderr != "err\n" {
+		t.Errorf("got %+v, stdout %q, stderr %q", r.ControlState, r.stdout, r.stderr)
+	}
+}
+
+func TestQEMUCommandOnDisk(t *testing.T) {
+	img := ext4Image(t, "-L", "rootfs")
+	input := strings.Repeat("0123456789abcdef\n", 1000)
+	r := qemuGuest{
+		config: InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "LABEL=rootfs"},
+			Command: &Command{Args: []string{"sh", "-c", "pwd; echo $X; cat > /root/written; cat /root/written; (sleep 100 &); kill -TERM $$"}, Env: []string{"X=y z"}, Dir: "/root"}},
+		modules: []string{"virtio_pci", "virtio_blk", "ext4"},
+		disks:   []string{img},
+		stdin:   strings.NewReader(input),
+	}.run(t)
+	if !r.Exited || r.Signal != 15 || r.Status != 143 || !r.Bye || r.stdout != "/root\ny z\n"+input {
+		t.Errorf("got %+v, %d bytes of stdout", r.ControlState, len(r.stdout))
+	}
+	out, err := exec.Command("e2fsck", "-fn", img).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "recovering journal") {
+		t.Errorf("the file system is not clean: %v\n%s", err, out)
+	}
+	fmt.Fprint(io.Discard, r.took)
+}
