@@ -266,7 +266,7 @@ func (in *initProcess) input(p *process) {
 		}
 	}()
 	in.line.credit(stdinCredit)
-	frames := newFrameReader(in.line.f)
+	frames := newFrameReader(in.line)
 	for {
 		f, err := frames.next()
 		if err != nil {

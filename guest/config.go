@@ -17,14 +17,17 @@ type Mount struct {
 	Optional bool `json:"optional,omitempty"`
 }
 
-// Root says which disk is the root file system, as the kernel parameters of
-// the same names do.
+// Root says what the root file system is, as the kernel parameters of the same
+// names do: a disk, or a 9P share if Type is 9p; Device is its tag then.
 type Root struct {
 	Device  string `json:"device"`            // /dev/vda, UUID=…, LABEL=…, PARTUUID=…, SERIAL=…
 	Type    string `json:"type,omitempty"`    // rootfstype; empty = recognised from the superblock
 	Options string `json:"options,omitempty"` // rootflags
 	// ReadOnly mounts the root file system read-only.
 	ReadOnly bool `json:"read_only,omitempty"`
+	// Overlay puts an overlayfs on the root file system, whose changes live in
+	// memory. The kernel needs its overlay module.
+	Overlay bool `json:"overlay,omitempty"`
 	// WaitSeconds is how long the init waits for the device; 0 = 10 seconds.
 	WaitSeconds int `json:"wait_seconds,omitempty"`
 }
@@ -64,7 +67,8 @@ type InitConfig struct {
 	Mounts []Mount `json:"mounts,omitempty"`
 	// Command is run instead of Init; its exit status is reported.
 	Command *Command `json:"command,omitempty"`
-	// Control is the serial line to the host; empty = none.
+	// Control is the line to the host: a serial port, or a port of a virtio
+	// console (which may appear when Modules are loaded); empty = none.
 	Control string `json:"control,omitempty"`
 	// Hostname is set before anything runs; empty = leave it.
 	Hostname string `json:"hostname,omitempty"`

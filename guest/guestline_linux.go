@@ -3,9 +3,12 @@ package guest
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,13 +20,17 @@ type guestLine struct {
 	mu sync.Mutex // one frame at a time
 }
 
-// openGuestLine opens a serial port and makes it transparent.
+// openGuestLine opens a serial port, and makes it transparent, or a port of a
+// virtio console, which is so already.
 func openGuestLine(path string) (*guestLine, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
 	t, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if errors.Is(err, unix.ENOTTY) {
+		return &guestLine{f: f}, nil
+	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s is not a serial port that works: %w", path, err)
@@ -77,6 +84,19 @@ func (l *guestLine) exit(status, signal int) {
 
 func (l *guestLine) credit(n int) {
 	l.send(frameCredit, binary.LittleEndian.AppendUint32(nil, uint32(n)))
+}
+
+// Read reads from the host. A virtio port says end of file while nobody has it
+// open on the host: then it waits.
+func (l *guestLine) Read(p []byte) (int, error) {
+	for {
+		n, err := l.f.Read(p)
+		if n == 0 && errors.Is(err, io.EOF) {
+			time.Sleep(20 * time.Millisecond)
+			continue
+		}
+		return n, err
+	}
 }
 
 // drain waits until everything has left the serial port.

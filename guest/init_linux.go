@@ -82,16 +82,13 @@ func (in *initProcess) steps() error {
 	}
 	cfg, parseErr := parseInitConfig(b)
 	in.cfg = cfg
-	if cfg.Control != "" {
-		if in.line, err = openGuestLine(cfg.Control); err != nil {
-			in.console("no control line: " + err.Error())
-		}
-	}
-	in.line.hello()
+	in.openLine(0)
 	if parseErr != nil {
 		return stage(FailConfig, parseErr)
 	}
-	if err := in.loadModules(); err != nil {
+	err = in.loadModules()
+	in.openLine(5 * time.Second) // its driver may have been one of them
+	if err != nil {
 		return stage(FailModule, err)
 	}
 	if cfg.Root != nil {
@@ -109,6 +106,28 @@ func (in *initProcess) steps() error {
 		return stage(FailInit, in.handOver())
 	}
 	return in.runCommand(*cfg.Command)
+}
+
+// openLine opens the control line unless it is open, waiting for its device.
+func (in *initProcess) openLine(wait time.Duration) {
+	if in.cfg.Control == "" || in.line != nil {
+		return
+	}
+	for deadline := time.Now().Add(wait); ; time.Sleep(5 * time.Millisecond) {
+		l, err := openGuestLine(in.cfg.Control)
+		if err == nil {
+			in.line = l
+			in.line.hello()
+			return
+		}
+		if errors.Is(err, fs.ErrNotExist) && time.Now().Before(deadline) {
+			continue
+		}
+		if wait > 0 || !errors.Is(err, fs.ErrNotExist) {
+			in.console("no control line: " + err.Error())
+		}
+		return
+	}
 }
 
 // loadModules loads the modules of the initramfs in order.
@@ -160,15 +179,32 @@ const sysroot = "/sysroot"
 // enterRoot waits for the root device, mounts it and makes it the root of this
 // process. The initramfs is emptied, so that its memory is free again.
 func (in *initProcess) enterRoot(root Root) error {
-	dev, err := waitForRoot(root)
-	if err != nil {
-		return err
+	target := sysroot
+	if root.Overlay {
+		target = "/lower"
 	}
-	if err := os.MkdirAll(sysroot, 0o755); err != nil {
-		return err
+	for _, d := range []string{sysroot, target} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
 	}
-	if err := in.mountRoot(dev, root); err != nil {
-		return err
+	if root.Type == "9p" {
+		if err := mountShare(root, target); err != nil {
+			return err
+		}
+	} else {
+		dev, err := waitForRoot(root)
+		if err != nil {
+			return err
+		}
+		if err := mountRoot(dev, root, target); err != nil {
+			return err
+		}
+	}
+	if root.Overlay {
+		if err := mountOverlay(target); err != nil {
+			return err
+		}
 	}
 	for _, m := range []string{"/dev", "/proc", "/sys"} {
 		to := sysroot + m
@@ -190,18 +226,60 @@ func (in *initProcess) enterRoot(root Root) error {
 	return os.Chdir("/")
 }
 
+// mountOverlay puts a file system in memory over lower, at sysroot.
+func mountOverlay(lower string) error {
+	const upper = "/upper"
+	if err := os.Mkdir(upper, 0o755); err != nil {
+		return err
+	}
+	if err := mountOne(Mount{Source: "tmpfs", Target: upper, Type: "tmpfs", Options: "mode=755,size=90%"}); err != nil {
+		return err
+	}
+	for _, d := range []string{"/data", "/work"} {
+		if err := os.Mkdir(upper+d, 0o755); err != nil {
+			return err
+		}
+	}
+	return mountOne(Mount{Source: "overlay", Target: sysroot, Type: "overlay",
+		Options: "lowerdir=" + lower + ",upperdir=" + upper + "/data,workdir=" + upper + "/work"})
+}
+
+// mountShare mounts a 9P share as root file system. It waits, because the tag
+// is there only when the driver has found the device.
+func mountShare(root Root, target string) error {
+	m := Mount{Source: root.Device, Target: target, Type: root.Type, Options: joinOptions("trans=virtio,version=9p2000.L", root.Options)}
+	if root.ReadOnly {
+		m.Options = joinOptions("ro", m.Options)
+	}
+	deadline := time.Now().Add(root.wait())
+	for {
+		err := mountOne(m)
+		if !errors.Is(err, unix.ENOENT) || time.Now().After(deadline) {
+			if err != nil {
+				return fmt.Errorf("the root share %s cannot be mounted: %w", root.Device, err)
+			}
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// wait is how long the root device may take to appear.
+func (r Root) wait() time.Duration {
+	if r.WaitSeconds <= 0 {
+		return 10 * time.Second
+	}
+	return time.Duration(r.WaitSeconds) * time.Second
+}
+
 // waitForRoot waits until the root device is there.
 func waitForRoot(root Root) (blockDevice, error) {
 	spec, err := parseRootSpec(root.Device)
 	if err != nil {
 		return blockDevice{}, err
 	}
-	seconds := root.WaitSeconds
-	if seconds <= 0 {
-		seconds = 10
-	}
 	open := func(name string) (readAtCloser, error) { return os.Open(filepath.Join("/dev", name)) }
-	deadline := time.Now().Add(time.Duration(seconds) * time.Second)
+	deadline := time.Now().Add(root.wait())
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		devs := listBlockDevices("/sys/class/block", open)
 		for _, d := range devs {
@@ -210,13 +288,13 @@ func waitForRoot(root Root) (blockDevice, error) {
 			}
 		}
 		if time.Now().After(deadline) {
-			return blockDevice{}, noRootError(root.Device, devs, seconds)
+			return blockDevice{}, noRootError(root.Device, devs, int(root.wait()/time.Second))
 		}
 		time.Sleep(pause)
 	}
 }
 
-func (in *initProcess) mountRoot(dev blockDevice, root Root) error {
+func mountRoot(dev blockDevice, root Root, target string) error {
 	types := []string{root.Type}
 	if root.Type == "" {
 		types = []string{dev.FS.Type}
@@ -231,7 +309,7 @@ func (in *initProcess) mountRoot(dev blockDevice, root Root) error {
 	}
 	var first error
 	for _, t := range types {
-		m := Mount{Source: "/dev/" + dev.Name, Target: sysroot, Type: t, Options: root.Options}
+		m := Mount{Source: "/dev/" + dev.Name, Target: target, Type: t, Options: root.Options}
 		if root.ReadOnly {
 			m.Options = joinOptions("ro", m.Options)
 		}
