@@ -46,7 +46,7 @@ func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString(e.Path)
 	b.WriteString(": ")
-	if e.Field != "" {
+	if e.Field != "" && !strings.HasPrefix(e.Kind.Error(), e.Field) {
 		b.WriteString(e.Field)
 		b.WriteString(": ")
 	}

@@ -1,0 +1,179 @@
+package cowdisk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+)
+
+// CreateOptions say what to create.
+type CreateOptions struct {
+	// Size of the disk in bytes; 0 = the backing file's.
+	Size int64
+	// Backing is the backing file, raw or COW; a relative path starts at the image's folder. "" = none, the disk reads as zeros.
+	Backing string
+	// Variant is QEMUV2 (the default) or UMLV3.
+	Variant Variant
+	// AllowMissingBacking makes an overlay for a file that is not there; Size must be given.
+	AllowMissingBacking bool
+	// FS makes the file; nil = HostFS.
+	FS FS
+}
+
+// Create makes an image in which nothing is allocated. It appears under its name only when it is complete; an existing file is never
+// touched (ErrExists). It is not synced: the first Flush of the disk does that.
+// Errors: ErrExists, ErrSize, ErrVariant, ErrPathTooLong, ErrBackingMissing, ErrIsDirectory, ErrLocked and those of the file system.
+func Create(path string, o CreateOptions) error {
+	fsys := o.FS
+	if fsys == nil {
+		fsys = HostFS{}
+	}
+	real, err := fsys.Resolve(path)
+	if err != nil {
+		return err
+	}
+	h, err := o.header(path, real, fsys)
+	if err != nil {
+		return err
+	}
+	f, err := fsys.Create(real)
+	if err != nil {
+		return renamed(err, real, path)
+	}
+	defer f.Close()
+	if err := writeImage(f, &h); err != nil {
+		return err
+	}
+	return renamed(f.Publish(false), real, path)
+}
+
+// writeImage writes a header and gives the file its length; all that is between is a hole.
+func writeImage(f File, h *Header) error {
+	b := make([]byte, layouts[h.Variant].header)
+	h.encode(b)
+	if err := writeFull(f, b, 0); err != nil {
+		return err
+	}
+	return f.Truncate(h.freshBytes())
+}
+
+// header validates the options.
+func (o *CreateOptions) header(path, real string, fsys FS) (Header, error) {
+	h := Header{Variant: o.Variant, Size: o.Size, SectorSize: sectorSize}
+	switch h.Variant {
+	case VariantUnknown:
+		h.Variant = QEMUV2
+	case QEMUV2:
+	case UMLV3:
+	default:
+		return h, &Error{Path: path, Field: "layout", Kind: ErrVariant, Detail: h.Variant.String(), Remedy: "create v2 or v3"}
+	}
+	if h.Variant == UMLV3 {
+		h.Alignment = defaultAlign
+	}
+	var base backingInfo
+	if o.Backing != "" {
+		var err error
+		if base, err = inspectBacking(fsys, path, real, o.Backing); err != nil {
+			if !o.AllowMissingBacking || o.Size == 0 || !errors.Is(err, ErrBackingMissing) {
+				return h, err
+			}
+		}
+		if h.Size == 0 {
+			h.Size = base.size
+		}
+	}
+	if err := checkSize(path, h.Size); err != nil {
+		return h, err
+	}
+	if h.Variant == QEMUV2 {
+		h.Size = h.DiskSize() // QEMU would cut the tail off
+	}
+	return h, h.setBacking(path, real, o.Backing, base)
+}
+
+func checkSize(path string, size int64) error {
+	if size < sectorSize || size > maxDiskSize {
+		return &Error{Path: path, Field: "size", Kind: ErrSize, Detail: fmt.Sprintf("%d bytes", size), Remedy: "a disk has at least one sector of 512 bytes and less than 4 EiB"}
+	}
+	return nil
+}
+
+// setBacking makes the header name a backing file and remember its time and size.
+func (h *Header) setBacking(path, real, backing string, base backingInfo) error {
+	h.Backing, h.MTime, h.BackingSize = backing, base.mtime, 0
+	if layouts[h.Variant].version == 3 {
+		switch {
+		case backing == "":
+			h.Backing = standaloneV3
+		case !filepath.IsAbs(backing):
+			h.Backing = backingPath(real, backing)
+		}
+	}
+	exact := layouts[h.Variant].uml
+	if base.mtime != 0 && (exact && base.size != h.Size || !exact && roundUp(base.size, sectorSize) < h.DiskSize()) {
+		h.BackingSize = base.size
+	}
+	if strings.IndexByte(h.Backing, 0) >= 0 {
+		return &Error{Path: path, Field: "backing file", Kind: ErrBackingMissing, Detail: fmt.Sprintf("%q", backing), Remedy: "a path cannot contain a NUL byte"}
+	}
+	if n := h.maxPath(); len(h.Backing) > n {
+		return &Error{Path: path, Field: "backing file", Kind: ErrPathTooLong, Detail: fmt.Sprintf("%d bytes, at most %d", len(h.Backing), n), Remedy: "use a shorter, for example relative, path"}
+	}
+	return nil
+}
+
+type backingInfo struct {
+	size  int64 // of the disk in it
+	mtime uint32
+	real  string
+}
+
+// inspectBacking looks at a backing file for the image at real. The path comes from the caller, not from an image.
+func inspectBacking(fsys FS, path, real, backing string) (i backingInfo, err error) {
+	at := backingPath(real, backing)
+	r, err := fsys.Resolve(at)
+	if err == nil && r == real {
+		return i, &Error{Path: path, Field: "backing file", Kind: ErrBackingLoop, Detail: backing + " is the image itself", Remedy: "name another backing file"}
+	}
+	var f File
+	if err == nil {
+		f, err = fsys.Open(r, OpenMode{})
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		remedy := "check the path"
+		if !filepath.IsAbs(backing) {
+			remedy = "a relative path starts at the folder of the image"
+		}
+		return i, &Error{Path: path, Field: "backing file", Kind: ErrBackingMissing, Detail: at, Err: fs.ErrNotExist, Remedy: remedy}
+	}
+	if err != nil {
+		return i, fmt.Errorf("%s: backing file: %w", path, renamed(err, r, at))
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return i, err
+	}
+	i = backingInfo{size: st.Size, mtime: st.mtime32(), real: r}
+	var b [4]byte
+	if err := readFull(f, b[:], 0); err != nil {
+		return i, fmt.Errorf("%s: backing file: %w", path, err)
+	}
+	if isCOW(b[:]) {
+		op := opener{o: Options{FS: fsys}}
+		c, _, err := candidates(f, st.Size, at)
+		if err != nil {
+			return i, fmt.Errorf("%s: backing file: %w", path, err)
+		}
+		if len(c) > 1 {
+			if c = op.compareBacking(c, &layer{path: at, real: r}); len(c) > 1 {
+				return i, ambiguous(at, c)
+			}
+		}
+		i.size = c[0].Size
+	}
+	return i, nil
+}

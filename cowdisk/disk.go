@@ -1,0 +1,165 @@
+package cowdisk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"sync/atomic"
+)
+
+// Disk is an open image with its chain of backing files: a disk that a guest reads and writes. All methods may be called from any number
+// of goroutines. Where reads and writes overlap in time, each sector is old or new.
+type Disk struct {
+	path     string
+	readOnly bool
+	size     int64
+	gate     gate
+	chain    *chain // changes only while the gate is paused
+	locks    rangeLock
+
+	written atomic.Bool // something was written since the last flush began
+	flush   flusher
+	failed  atomic.Pointer[failure]
+	noPunch atomic.Bool
+	noZero  atomic.Bool
+
+	copyUps, syncs atomic.Uint64
+}
+
+// failure is the first error that may have lost data. It is sticky.
+type failure struct {
+	err  error
+	sync bool // a sync failed: nothing is known about what is on disk, so no bit may be written any more
+}
+
+func (d *Disk) fail(err error, sync bool) {
+	f := &failure{err: err, sync: sync}
+	for {
+		old := d.failed.Load()
+		if old != nil && (old.sync || !sync) {
+			return
+		}
+		if old != nil {
+			f.err = old.err
+		}
+		if d.failed.CompareAndSwap(old, f) {
+			return
+		}
+	}
+}
+
+// failWrite remembers a failed write, so that Flush reports it.
+func (d *Disk) failWrite(err error) {
+	if !errors.Is(err, ErrNoBit) { // nothing was tried
+		d.fail(err, false)
+	}
+}
+
+func (d *Disk) failure() error {
+	if f := d.failed.Load(); f != nil {
+		return &Error{Path: d.path, Kind: ErrFailed, Err: f.err, Remedy: "fix the cause and open the image again; what was flushed before is safe"}
+	}
+	return nil
+}
+
+// Size is the size of the disk in bytes, a multiple of 512.
+func (d *Disk) Size() int64 { return d.size }
+
+// ReadOnly reports whether writes are refused.
+func (d *Disk) ReadOnly() bool { return d.readOnly }
+
+// Path is the path the disk was opened with.
+func (d *Disk) Path() string { return d.path }
+
+// check validates a request; write says that it changes the disk.
+func (d *Disk) check(off, n int64, write bool) error {
+	if off < 0 || n < 0 || off > d.size || n > d.size-off {
+		return &Error{Path: d.path, Kind: ErrRange, Detail: fmt.Sprintf("offset %d, %d bytes, disk of %d bytes", off, n, d.size)}
+	}
+	if write && d.readOnly {
+		return &Error{Path: d.path, Kind: ErrReadOnly}
+	}
+	return nil
+}
+
+func (d *Disk) errClosed() error { return &Error{Path: d.path, Kind: ErrClosed} }
+
+// ReadAt fills p from the disk, as io.ReaderAt says: at the end of the disk it is short, with io.EOF.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > d.size {
+		return 0, d.check(off, int64(len(p)), false)
+	}
+	eof := false
+	if int64(len(p)) > d.size-off {
+		p, eof = p[:d.size-off], true
+	}
+	if len(p) > 0 {
+		g, ok := d.gate.enter(off >> 12)
+		if !ok {
+			return 0, d.errClosed()
+		}
+		err := d.chain.readBelow(0, p, off)
+		g.Add(-1)
+		if err != nil {
+			return 0, err
+		}
+	}
+	if eof {
+		return len(p), io.EOF
+	}
+	return len(p), nil
+}
+
+// ReadvAt fills all of bufs from consecutive bytes of the disk. A request beyond the end of the disk is ErrRange and reads nothing.
+func (d *Disk) ReadvAt(bufs [][]byte, off int64) (int, error) {
+	n := totalLen(bufs)
+	if err := d.check(off, n, false); err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	g, ok := d.gate.enter(off >> 12)
+	if !ok {
+		return 0, d.errClosed()
+	}
+	err := d.chain.readv(bufs, off, n)
+	g.Add(-1)
+	if err != nil {
+		return 0, err
+	}
+	return int(n), nil
+}
+
+// Close waits for what is under way, flushes, and releases the files and their locks. The second Close does nothing.
+func (d *Disk) Close() error {
+	if !d.gate.close() {
+		return nil
+	}
+	var err error
+	if !d.readOnly {
+		err = d.flush.run(d.flushPass)
+	}
+	return errors.Join(err, closeLayers(d.chain.layers))
+}
+
+func closeLayers(layers []*layer) (err error) {
+	for _, l := range layers {
+		if e := l.file.Close(); e != nil && err == nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// Stats are counters since Open.
+type Stats struct {
+	CopyUps uint64 // units of which a part was copied from a lower layer
+	Syncs   uint64 // fdatasync calls
+}
+
+// Stats may be called at any time.
+func (d *Disk) Stats() Stats {
+	return Stats{CopyUps: d.copyUps.Load(), Syncs: d.syncs.Load()}
+}

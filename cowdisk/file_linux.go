@@ -1,0 +1,446 @@
+package cowdisk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// HostFS is the FS of the machine: plain files and block devices, locked with whole-file open-file-description locks (F_OFD_SETLK). These
+// conflict with the POSIX locks that User Mode Linux takes and with a second open in the same process.
+type HostFS struct{}
+
+// hostFile does its I/O on the bare descriptor: it is opened, used and closed by one Disk, which does not close it while it is in use.
+type hostFile struct {
+	fd     int
+	path   string
+	device bool
+	closed atomic.Bool
+}
+
+// Open opens path, takes the lock and makes sure that path still names the file that was locked.
+func (HostFS) Open(path string, m OpenMode) (File, error) {
+	for range 10 {
+		fd, err := open(unix.AT_FDCWD, path, openFlags(m), 0)
+		if err != nil {
+			return nil, openError(path, m, err)
+		}
+		f, err := newHostFile(fd, path, m)
+		if err != nil {
+			return nil, err
+		}
+		// A tool that replaces an image by rename holds the lock of the old file until it is done. Whoever waited for that file must
+		// not write to it now that it has no name.
+		var a, b unix.Stat_t
+		if m.NoLock || (unix.Fstat(fd, &a) == nil && unix.Stat(path, &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev) {
+			return f, nil
+		}
+		f.Close()
+	}
+	return nil, &Error{Path: path, Kind: ErrLocked, Detail: "it is being replaced over and over", Remedy: "try again"}
+}
+
+// OpenBeneath opens root/rel; [os.Root] keeps symlinks from leading out of root.
+func (HostFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
+	path := filepath.Join(root, rel)
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, openError(path, m, err)
+	}
+	defer r.Close()
+	flags := os.O_RDONLY
+	if m.Write {
+		flags = os.O_RDWR
+	}
+	f, err := r.OpenFile(rel, flags|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, openError(path, m, err)
+	}
+	defer f.Close()
+	// A second descriptor of the same open file description: the lock belongs to the description, and lasts until both are closed.
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, openError(path, m, err)
+	}
+	return newHostFile(fd, path, m)
+}
+
+// Resolve makes path absolute and follows symlinks; the last element need not exist.
+func (HostFS) Resolve(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	r, err := filepath.EvalSymlinks(abs)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	if fi, err := os.Lstat(abs); err == nil && fi.Mode()&fs.ModeSymlink != 0 { // dangling: its target is what is missing
+		t, err := os.Readlink(abs)
+		if err != nil {
+			return "", err
+		}
+		if !filepath.IsAbs(t) {
+			t = filepath.Join(filepath.Dir(abs), t)
+		}
+		return t, nil
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, filepath.Base(abs)), nil
+}
+
+func openFlags(m OpenMode) int {
+	flags := unix.O_NONBLOCK | unix.O_NOCTTY // a FIFO must not hang us; regular files and disks ignore it
+	if m.Write {
+		return flags | unix.O_RDWR
+	}
+	return flags | unix.O_RDONLY
+}
+
+func open(dir int, path string, flags int, perm uint32) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, path, flags|unix.O_CLOEXEC|unix.O_LARGEFILE, perm)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+func openError(path string, m OpenMode, err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	switch {
+	case errors.Is(err, unix.EISDIR):
+		return &Error{Path: path, Kind: ErrIsDirectory, Remedy: "name an image file"}
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EACCES) && m.Write, errors.Is(err, unix.EPERM) && m.Write:
+		return &Error{Path: path, Kind: ErrReadOnly, Err: err, Remedy: "open it read-only, or move it to where you may write"}
+	}
+	return &fs.PathError{Op: "open", Path: path, Err: err}
+}
+
+func newHostFile(fd int, path string, m OpenMode) (*hostFile, error) {
+	f := &hostFile{fd: fd, path: path}
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	if err != nil {
+		err = &fs.PathError{Op: "stat", Path: path, Err: err}
+	} else {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+		case unix.S_IFBLK:
+			f.device = true
+		case unix.S_IFDIR:
+			err = &Error{Path: path, Kind: ErrIsDirectory, Remedy: "name an image file"}
+		default:
+			err = &Error{Path: path, Kind: ErrNotCOW, Detail: "neither a file nor a block device", Remedy: "name an image file"}
+		}
+	}
+	if err == nil && !m.NoLock {
+		err = f.lock(m.Write)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *hostFile) lock(exclusive bool) error {
+	l := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart}
+	how := unix.LOCK_SH
+	if exclusive {
+		l.Type, how = unix.F_WRLCK, unix.LOCK_EX
+	}
+	err := unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &l)
+	if err == unix.EINVAL || err == unix.ENOLCK || errors.Is(err, errors.ErrUnsupported) {
+		err = unix.Flock(f.fd, how|unix.LOCK_NB) // file systems that know only this one
+	}
+	switch {
+	case err == nil:
+		return nil
+	case err == unix.EAGAIN || err == unix.EACCES:
+		what := "another program is writing to it"
+		if exclusive {
+			what = "another program has it open"
+		}
+		return &Error{Path: f.path, Kind: ErrLocked, Detail: what, Remedy: "stop that program first, or make an overlay of your own"}
+	}
+	return &Error{Path: f.path, Kind: ErrLocked, Detail: "its file system cannot lock files", Err: err, Remedy: "move it to a local file system, or open it without a lock"}
+}
+
+func (f *hostFile) error(op string, err error) error {
+	return &fs.PathError{Op: op, Path: f.path, Err: err}
+}
+
+func (f *hostFile) ReadAt(p []byte, off int64) (int, error) {
+	for {
+		n, err := unix.Pread(f.fd, p, off)
+		if err == nil {
+			if n == 0 && len(p) > 0 {
+				return 0, io.EOF
+			}
+			return n, nil
+		}
+		if err != unix.EINTR {
+			return max(n, 0), f.error("read", err)
+		}
+	}
+}
+
+func (f *hostFile) WriteAt(p []byte, off int64) (int, error) {
+	for {
+		n, err := unix.Pwrite(f.fd, p, off)
+		if err == nil {
+			return n, nil
+		}
+		if err != unix.EINTR {
+			return max(n, 0), f.error("write", err)
+		}
+	}
+}
+
+func (f *hostFile) ReadvAt(bufs [][]byte, off int64) (int, error) {
+	for {
+		n, err := preadv(f.fd, bufs, off)
+		if err == nil {
+			return n, nil
+		}
+		if err != unix.EINTR {
+			return max(n, 0), f.error("read", err)
+		}
+	}
+}
+
+func (f *hostFile) WritevAt(bufs [][]byte, off int64) (int, error) {
+	for {
+		n, err := pwritev(f.fd, bufs, off)
+		if err == nil {
+			return n, nil
+		}
+		if err != unix.EINTR {
+			return max(n, 0), f.error("write", err)
+		}
+	}
+}
+
+func (f *hostFile) Sync() error {
+	for {
+		switch err := unix.Fdatasync(f.fd); err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		default:
+			return f.error("fdatasync", err)
+		}
+	}
+}
+
+func (f *hostFile) Truncate(size int64) error {
+	if err := unix.Ftruncate(f.fd, size); err != nil {
+		return f.error("truncate", err)
+	}
+	return nil
+}
+
+func (f *hostFile) PunchHole(off, n int64) error {
+	return f.fallocate("punch hole", unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func (f *hostFile) ZeroRange(off, n int64) error {
+	return f.fallocate("zero range", unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func (f *hostFile) fallocate(op string, mode uint32, off, n int64) error {
+	for {
+		err := unix.Fallocate(f.fd, mode, off, n)
+		switch {
+		case err == nil:
+			return nil
+		case err == unix.EINTR:
+		case err == unix.EINVAL && f.device, err == unix.EPERM: // a range that is not aligned to the device's blocks; a swap or sealed file
+			return f.error(op, errors.ErrUnsupported)
+		default:
+			return f.error(op, err) // EOPNOTSUPP and ENOSYS are errors.ErrUnsupported
+		}
+	}
+}
+
+func (f *hostFile) NextData(off int64) (int64, int64, error) {
+	if !f.device {
+		// SEEK_DATA moves the descriptor's position, which nobody uses.
+		start, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			return 0, 0, io.EOF
+		}
+		if err == nil {
+			end, err := unix.Seek(f.fd, start, unix.SEEK_HOLE)
+			if err == nil && end > start {
+				return start, end, nil
+			}
+		}
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	if off >= st.Size {
+		return 0, 0, io.EOF
+	}
+	return off, st.Size, nil
+}
+
+func (f *hostFile) Stat() (FileInfo, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
+		return FileInfo{}, f.error("stat", err)
+	}
+	i := FileInfo{Size: st.Size, Allocated: st.Blocks * 512, Device: f.device, ID: FileID{uint64(st.Dev), st.Ino}}
+	if f.device {
+		size, err := unix.Seek(f.fd, 0, io.SeekEnd)
+		if err != nil {
+			return i, f.error("seek", err)
+		}
+		i.Size, i.Allocated = size, size
+		i.ID = FileID{^uint64(0), uint64(st.Rdev)}
+	} else {
+		i.ModTime = time.Unix(st.Mtim.Unix())
+	}
+	return i, nil
+}
+
+func (f *hostFile) Close() error {
+	if f.closed.Swap(true) {
+		return nil
+	}
+	if err := unix.Close(f.fd); err != nil && err != unix.EINTR {
+		return f.error("close", err)
+	}
+	return nil
+}
+
+// newFile is a file that has no name yet (O_TMPFILE), or where the file system cannot do that, a temporary one.
+type newFile struct {
+	*hostFile
+	target string
+	temp   string // "" = the file has no name
+}
+
+// Create prepares a file for path. Nothing is left behind when the process dies, except on file systems without O_TMPFILE, where the next
+// Create of the same path takes the leftover over.
+func (HostFS) Create(path string) (NewFile, error) {
+	dir := filepath.Dir(path)
+	w := OpenMode{Write: true}
+	fd, err := open(unix.AT_FDCWD, dir, unix.O_TMPFILE|unix.O_RDWR, 0o666)
+	if err == nil {
+		f, err := newHostFile(fd, path, w)
+		if err != nil {
+			return nil, err
+		}
+		return &newFile{hostFile: f, target: path}, nil
+	}
+	if !errors.Is(err, errors.ErrUnsupported) && err != unix.EISDIR && err != unix.EINVAL {
+		return nil, openError(path, w, err)
+	}
+	temp := path + ".moovm-new"
+	fd, err = open(unix.AT_FDCWD, temp, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o666)
+	if err != nil {
+		return nil, openError(path, w, err)
+	}
+	f, err := newHostFile(fd, temp, w)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Truncate(0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &newFile{hostFile: f, target: path, temp: temp}, nil
+}
+
+func (f *newFile) Publish(replace bool) error {
+	if replace {
+		return f.replace()
+	}
+	var err error
+	if f.temp == "" {
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), unix.AT_FDCWD, f.target, unix.AT_SYMLINK_FOLLOW)
+	} else {
+		err = unix.Renameat2(unix.AT_FDCWD, f.temp, unix.AT_FDCWD, f.target, unix.RENAME_NOREPLACE)
+		if err == unix.EINVAL || errors.Is(err, errors.ErrUnsupported) {
+			if err = unix.Link(f.temp, f.target); err == nil {
+				err = unix.Unlink(f.temp)
+			}
+		}
+		if err == nil {
+			f.temp = ""
+		}
+	}
+	if err == unix.EEXIST {
+		return &Error{Path: f.target, Kind: ErrExists, Remedy: "remove it first, or choose another name"}
+	}
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: f.target, Err: err}
+	}
+	f.path = f.target
+	return nil
+}
+
+func (f *newFile) replace() error {
+	var old unix.Stat_t
+	if err := unix.Stat(f.target, &old); err == nil {
+		unix.Fchown(f.fd, int(old.Uid), int(old.Gid)) // as far as we may
+		if err := unix.Fchmod(f.fd, old.Mode&0o7777); err != nil {
+			return f.error("chmod", err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if f.temp == "" {
+		f.temp = f.target + ".moovm-new"
+		unix.Unlink(f.temp) // a leftover: whoever replaces an image holds the image's lock, so nobody else is at it
+		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), unix.AT_FDCWD, f.temp, unix.AT_SYMLINK_FOLLOW)
+		if err != nil {
+			f.temp = ""
+			return &fs.PathError{Op: "create", Path: f.target, Err: err}
+		}
+	}
+	if err := unix.Rename(f.temp, f.target); err != nil {
+		return &fs.PathError{Op: "rename", Path: f.target, Err: err}
+	}
+	f.temp, f.path = "", f.target
+	return syncDir(filepath.Dir(f.target))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
+}
+
+// Close of an unpublished file removes it.
+func (f *newFile) Close() error {
+	if f.temp != "" {
+		unix.Unlink(f.temp)
+		f.temp = ""
+	}
+	return f.hostFile.Close()
+}

@@ -1,0 +1,350 @@
+package cowdisk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+)
+
+// Options say how to open an image.
+type Options struct {
+	// ReadOnly refuses writes and locks the image against writers only.
+	ReadOnly bool
+	// NoLock, with ReadOnly, looks at an image that another program has open for writing. What it shows may be out of date.
+	NoLock bool
+	// AllowStaleBacking opens an overlay although its backing file changed after it was made. The disk is probably corrupt.
+	AllowStaleBacking bool
+	// AllowMissingBacking opens an overlay without its backing file; what lies there reads as zeros.
+	AllowMissingBacking bool
+	// Backing is used in place of the path in the image's header. It is trusted: BackingRoots do not restrict it.
+	Backing string
+	// BackingRoots are folders below which the paths in headers may lead, besides the folder of the image that names them.
+	BackingRoots []string
+	// BitmapMemory bounds the memory for bitmap pages, in bytes a layer; 0 = 64 MiB.
+	BitmapMemory int64
+	// FS opens the files; nil = HostFS.
+	FS FS
+}
+
+// maxChain bounds the layers of a chain.
+const maxChain = 128
+
+func (o *Options) fs() FS {
+	if o.FS == nil {
+		return HostFS{}
+	}
+	return o.FS
+}
+
+func (o *Options) mode(top bool) OpenMode {
+	return OpenMode{Write: top && !o.ReadOnly, NoLock: o.NoLock && o.ReadOnly}
+}
+
+// Open opens a COW image and its backing files. The image is locked against every other program (with ReadOnly: against writers), the
+// backing files against writers.
+//
+// Errors (errors.Is): ErrNotCOW, ErrVersion, ErrTruncated, ErrHeader, ErrSize, ErrAmbiguous, ErrVariant, ErrIsDirectory, ErrLocked,
+// ErrReadOnly, ErrBackingMissing, ErrBackingOutside, ErrStaleBacking, ErrBackingLoop, ErrChainTooLong and those of the file system.
+func Open(path string, o Options) (*Disk, error) {
+	return openDisk(path, o, false)
+}
+
+// OpenRaw opens a plain file or block device as a disk without a header.
+func OpenRaw(path string, o Options) (*Disk, error) {
+	return openDisk(path, o, true)
+}
+
+// OpenAny opens a COW image as one, and anything else as a raw disk. Do not use it on a raw disk that somebody untrusted wrote: what he
+// put into its first bytes would be obeyed.
+func OpenAny(path string, o Options) (*Disk, error) {
+	d, err := openDisk(path, o, false)
+	if errors.Is(err, ErrNotCOW) {
+		return openDisk(path, o, true)
+	}
+	return d, err
+}
+
+func openDisk(path string, o Options, raw bool) (_ *Disk, err error) {
+	op := opener{o: o}
+	defer func() {
+		if err != nil {
+			closeLayers(op.layers)
+		}
+	}()
+	real, err := o.fs().Resolve(path)
+	if err != nil {
+		return nil, err
+	}
+	f, err := o.fs().Open(real, o.mode(true))
+	if err != nil {
+		return nil, renamed(err, real, path)
+	}
+	if err := op.add(path, real, f, raw, !raw); err != nil {
+		return nil, err
+	}
+	return newDisk(path, op.layers, o.ReadOnly), nil
+}
+
+func newDisk(path string, layers []*layer, readOnly bool) *Disk {
+	layers[0].write = !readOnly
+	return &Disk{path: path, readOnly: readOnly, size: layers[0].size, chain: newChain(layers)}
+}
+
+// renamed makes an error about the resolved path speak of the path the caller gave.
+func renamed(err error, real, path string) error {
+	var e *Error
+	var pe *fs.PathError
+	switch {
+	case errors.As(err, &e) && e.Path == real:
+		e.Path = path
+	case errors.As(err, &pe) && pe.Path == real:
+		pe.Path = path
+	}
+	return err
+}
+
+// opener builds a chain from the top down. Its files are closed by whoever owns it when something fails.
+type opener struct {
+	o      Options
+	layers []*layer
+}
+
+// add makes f, which it owns from here on, the next layer, and goes on to its backing file.
+func (op *opener) add(path, real string, f File, raw, mustCOW bool) error {
+	l := &layer{path: path, real: real, file: f}
+	op.layers = append(op.layers, l)
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	l.id = st.ID
+	if !raw && !mustCOW {
+		var b [4]byte
+		if err := readFull(f, b[:], 0); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		raw = !isCOW(b[:])
+	}
+	if raw {
+		l.size = st.Size
+		if len(op.layers) == 1 {
+			l.size = st.Size / sectorSize * sectorSize
+			if op.o.ReadOnly || st.Size%sectorSize == 0 {
+				l.size = roundUp(st.Size, sectorSize)
+			}
+		}
+		return nil
+	}
+	c, b, err := candidates(f, st.Size, path)
+	if err != nil {
+		return err
+	}
+	if len(c) > 1 {
+		if c = op.compareBacking(c, l); len(c) > 1 {
+			return ambiguous(path, c)
+		}
+	}
+	h := c[0]
+	lay := &layouts[h.Variant]
+	if lay.readOnly && len(op.layers) == 1 && !op.o.ReadOnly {
+		return &Error{Path: path, Field: "layout", Kind: ErrVariant, Detail: h.Variant.String() + " is read-only", Remedy: "open it read-only, or flatten it to a v2 or v3 image"}
+	}
+	if need := h.BitmapOffset() + h.BitmapBytes(); need > st.Size {
+		return &Error{Path: path, Field: "bitmap", Kind: ErrTruncated, Detail: fmt.Sprintf("%d bytes, header and bitmap of a %d-byte disk need %d", st.Size, h.Size, need), Remedy: "restore it from a copy"}
+	}
+	l.hdr, l.raw = h, b[:lay.header]
+	l.size, l.data = h.DiskSize(), h.DataOffset()
+	l.bm = newBitmap(f, path, &h, op.o.BitmapMemory)
+	return op.addBacking(l)
+}
+
+// standalone reports whether a header names no backing file.
+func standalone(backing string) bool { return backing == "" || backing == standaloneV3 }
+
+func (op *opener) addBacking(l *layer) error {
+	top := len(op.layers) == 1
+	if standalone(l.hdr.Backing) && !(top && op.o.Backing != "") {
+		return nil
+	}
+	if len(op.layers) == maxChain {
+		return &Error{Path: l.path, Field: "backing file", Kind: ErrChainTooLong, Detail: fmt.Sprintf("%d layers", maxChain), Remedy: "commit or flatten some of them"}
+	}
+	f, path, real, err := op.openBacking(l, top)
+	l.backer = path
+	if err != nil {
+		if op.o.AllowMissingBacking && errors.Is(err, ErrBackingMissing) {
+			return nil
+		}
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil {
+		for _, u := range op.layers {
+			if u.id == st.ID && st.ID != (FileID{}) {
+				err = loopError(l, path)
+			}
+		}
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	n := len(op.layers)
+	if err := op.add(path, real, f, false, false); err != nil {
+		return err
+	}
+	if op.o.AllowStaleBacking {
+		return nil
+	}
+	return stale(l, op.layers[n], st.mtime32())
+}
+
+func loopError(l *layer, path string) error {
+	return &Error{Path: l.path, Field: "backing file", Kind: ErrBackingLoop, Detail: path + " is above it in the chain", Remedy: "give it another backing file with rebase -u"}
+}
+
+// backingPath is where a header's path leads: relative paths start at the image's folder.
+func backingPath(image, backing string) string {
+	if filepath.IsAbs(backing) {
+		return filepath.Clean(backing)
+	}
+	return filepath.Join(filepath.Dir(image), backing)
+}
+
+func (op *opener) openBacking(l *layer, top bool) (f File, path, real string, err error) {
+	fsys := op.o.fs()
+	trusted := top && op.o.Backing != ""
+	if trusted {
+		path = op.o.Backing
+	} else {
+		path = backingPath(l.real, l.hdr.Backing)
+	}
+	missing := func(err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return &Error{Path: l.path, Field: "backing file", Kind: ErrBackingMissing, Detail: path, Err: fs.ErrNotExist, Remedy: "put it back, or name its new place with rebase -u -b"}
+		}
+		return fmt.Errorf("%s: backing file: %w", l.path, err)
+	}
+	if real, err = fsys.Resolve(path); err != nil {
+		if !trusted {
+			if _, _, outside := op.confine(l, path, path); outside != nil {
+				return nil, path, "", outside // do not even tell whether it exists
+			}
+		}
+		return nil, path, "", missing(err)
+	}
+	for _, u := range op.layers {
+		if u.real == real {
+			return nil, path, real, loopError(l, path)
+		}
+	}
+	m := op.o.mode(false)
+	if trusted {
+		if f, err = fsys.Open(real, m); err != nil {
+			return nil, path, real, missing(err)
+		}
+		return f, path, real, nil
+	}
+	root, rel, err := op.confine(l, path, real)
+	if err != nil {
+		return nil, path, real, err
+	}
+	if f, err = fsys.OpenBeneath(root, rel, m); err != nil {
+		if errors.Is(err, ErrLocked) && op.isAbove(root, rel) {
+			return nil, path, real, loopError(l, path)
+		}
+		return nil, path, real, missing(err)
+	}
+	return f, path, real, nil
+}
+
+// isAbove: a file that cannot be locked may be one we have locked ourselves under another name.
+func (op *opener) isAbove(root, rel string) bool {
+	f, err := op.o.fs().OpenBeneath(root, rel, OpenMode{NoLock: true})
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	for _, u := range op.layers {
+		if u.id == st.ID && st.ID != (FileID{}) {
+			return true
+		}
+	}
+	return false
+}
+
+// confine finds the allowed folder that real lies in. real has no symlinks, so what looks as if it lay inside does.
+func (op *opener) confine(l *layer, path, real string) (root, rel string, err error) {
+	for i, r := range append([]string{filepath.Dir(l.real)}, op.o.BackingRoots...) {
+		if i > 0 {
+			if r, err = op.o.fs().Resolve(r); err != nil {
+				continue // a folder that does not exist allows nothing
+			}
+		}
+		if rel, err := filepath.Rel(r, real); err == nil && filepath.IsLocal(rel) {
+			return r, rel, nil
+		}
+	}
+	detail := path
+	if real != path {
+		detail += ", which is " + real
+	}
+	return "", "", &Error{Path: l.path, Field: "backing file", Kind: ErrBackingOutside, Detail: detail, Remedy: "if you trust this image, allow the folder with --backing-root " + filepath.Dir(real)}
+}
+
+// compareBacking breaks a tie between layouts: size and time of the backing file as the right header has them.
+func (op *opener) compareBacking(c []Header, l *layer) []Header {
+	var match []Header
+	for _, h := range c {
+		t := *l
+		t.hdr = h
+		if standalone(h.Backing) {
+			continue
+		}
+		f, _, _, err := op.openBacking(&t, len(op.layers) == 1)
+		if err != nil {
+			continue
+		}
+		st, err := f.Stat()
+		f.Close()
+		if err == nil && st.mtime32() == h.MTime && (st.Size+sectorSize-1)/sectorSize == h.Sectors() {
+			match = append(match, h)
+		}
+	}
+	if len(match) > 0 {
+		return match
+	}
+	return c
+}
+
+// stale compares the backing file with what the header says about it. A header with mtime 0 says nothing.
+func stale(l, base *layer, mtime uint32) error {
+	h := &l.hdr
+	if h.MTime == 0 {
+		return nil
+	}
+	detail := ""
+	size := base.size
+	if base.bm != nil {
+		size = base.hdr.Size
+	}
+	switch {
+	case mtime != h.MTime:
+		detail = fmt.Sprintf("%s was modified at %s, the overlay was made for %s", base.path, clock(mtime), clock(h.MTime))
+	case h.BackingSize != 0 && size != h.BackingSize:
+		detail = fmt.Sprintf("%s has %d bytes, had %d", base.path, size, h.BackingSize)
+	case h.BackingSize == 0 && (roundUp(size, sectorSize) < h.DiskSize() || layouts[h.Variant].uml && size != h.Size):
+		detail = fmt.Sprintf("%s has %d bytes, had %d", base.path, size, h.Size)
+	default:
+		return nil
+	}
+	return &Error{Path: l.path, Field: "backing file", Kind: ErrStaleBacking, Detail: detail, Remedy: "what the guest sees would be corrupt; if you know that the contents are right, accept them with rebase -u -b or --allow-stale"}
+}
+
+func clock(t uint32) string { return time.Unix(int64(t), 0).UTC().Format(time.DateTime) }
