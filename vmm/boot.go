@@ -54,6 +54,16 @@ func memoryMap(size int64) []e820Entry {
 	return m
 }
 
+// resetStub is the machine's whole BIOS. A Linux kernel on hardware-reduced
+// ACPI without EFI reboots by jumping to the reset vector in real mode.
+var resetStub = []byte{
+	0xb0, resetValue, // mov al, 6
+	0xba, 0xf9, 0x0c, // mov dx, 0xcf9
+	0xee,       // out dx, al
+	0xf4,       // hlt
+	0xeb, 0xfd, // jmp to the hlt
+}
+
 // bootImage is what the boot processor needs to start.
 type bootImage struct{ entry uint64 }
 
@@ -104,6 +114,7 @@ func loadBoot(cfg *Config, mem []byte) (bootImage, error) {
 	}
 	putPageTables(mem[addrPageTables:])
 	putGDT(mem[addrGDT:])
+	copy(mem[addrResetVector:], resetStub)
 	return bootImage{entry: k.entry}, nil
 }
 

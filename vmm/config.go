@@ -5,6 +5,8 @@ import (
 	"log/slog"
 
 	"github.com/hugelgupf/p9/p9"
+	"github.com/moovm/moovm/virtio"
+	"github.com/moovm/moovm/virtioblk"
 )
 
 // Config describes a machine. The zero value of every field but Kernel is
@@ -27,6 +29,9 @@ type Config struct {
 	Disks []Disk
 	// Shares are 9P file systems, found in the guest by their tags.
 	Shares []Share
+	// Devices are any other virtio devices. They come after disks and shares
+	// on the bus.
+	Devices []virtio.Device
 	// Console is the first serial port (ttyS0), Control the second (ttyS1).
 	Console, Control Serial
 	// KVM is the path of the KVM device; empty means /dev/kvm.
@@ -54,20 +59,14 @@ type Kernel struct {
 // Disk is one virtio block device.
 type Disk struct {
 	// Backend holds the disk's contents. The machine does not close it.
-	Backend Backend
+	Backend virtioblk.Backend
 	// ReadOnly makes the guest see a read-only disk.
 	ReadOnly bool
 	// Serial is the identity the guest reads (at most 20 bytes), as in
 	// /dev/disk/by-id/virtio-SERIAL.
 	Serial string
-}
-
-// Backend is a disk's contents (the methods of virtioblk.Backend).
-type Backend interface {
-	io.ReaderAt
-	io.WriterAt
-	Flush() error
-	Size() int64
+	// Queues is the number of request queues, 0 for one.
+	Queues int
 }
 
 // Share is one 9P file system.

@@ -7,7 +7,8 @@ package vmm
 //	0x0000_9000  page tables, identity for the first 4 GiB (6 pages)
 //	0x0002_0000  kernel command line (64 KiB)
 //	0x0009_fc00  end of usable low memory
-//	0x000e_0000  ACPI tables, RSDP first (128 KiB)
+//	0x000e_0000  ACPI tables, RSDP first
+//	0x000f_fff0  the reset vector: a few bytes that reset the machine
 //	0x0010_0000  RAM again: kernel where its ELF headers say, initrd at the end
 //	0xc000_0000  the hole: PCI memory window
 //	0xe000_0000  PCI configuration space (ECAM, bus 0)
@@ -16,15 +17,16 @@ package vmm
 //	0xfeff_c000  pages KVM wants for itself (identity map, TSS)
 //	0x1_0000_0000  RAM that did not fit below the hole
 const (
-	addrGDT        = 0x500
-	addrZeroPage   = 0x7000
-	addrPageTables = 0x9000
-	addrCmdline    = 0x20000
-	maxCmdline     = 0x10000 // with its NUL
-	addrLowEnd     = 0x9fc00
-	addrACPI       = 0xe0000
-	sizeACPI       = 0x20000
-	addrHigh       = 0x100000
+	addrGDT         = 0x500
+	addrZeroPage    = 0x7000
+	addrPageTables  = 0x9000
+	addrCmdline     = 0x20000
+	maxCmdline      = 0x10000 // with its NUL
+	addrLowEnd      = 0x9fc00
+	addrACPI        = 0xe0000
+	sizeACPI        = 0x1fff0
+	addrResetVector = 0xffff0
+	addrHigh        = 0x100000
 
 	addrHole      = 0xc000_0000
 	addrPCIWindow = addrHole

@@ -9,7 +9,10 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/internal/kvm"
+	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio/pci"
+	"github.com/moovm/moovm/virtio9p"
+	"github.com/moovm/moovm/virtioblk"
 )
 
 // Machine is a virtual machine. Its methods may be called from any goroutine.
@@ -35,6 +38,7 @@ type Machine struct {
 	com   [2]*uart
 	rtc   *cmos
 	funcs []*pci.Function
+	disks []*virtioblk.Device
 
 	mu      sync.Mutex
 	changed sync.Cond // state or parked changed
@@ -191,8 +195,54 @@ func (m *Machine) createVCPUs(boot bootImage) error {
 
 // createDevices plugs the virtio devices into the bus.
 func (m *Machine) createDevices() error {
+	for i, d := range m.cfg.Disks {
+		if d.Backend == nil {
+			return fmt.Errorf("disk %d has no backend", i)
+		}
+		dev, err := virtioblk.New(virtioblk.Config{
+			Backend: d.Backend, ReadOnly: d.ReadOnly, Serial: d.Serial, Queues: d.Queues, Logger: m.log.With("disk", i),
+		})
+		if err != nil {
+			return fmt.Errorf("disk %d: %w", i, err)
+		}
+		m.disks = append(m.disks, dev)
+		if err := m.plug(dev); err != nil {
+			return fmt.Errorf("disk %d: %w", i, err)
+		}
+	}
+	for i, s := range m.cfg.Shares {
+		dev, err := virtio9p.New(virtio9p.Config{Tag: s.Tag, Attacher: s.Attacher, Logger: m.log.With("share", s.Tag)})
+		if err == nil {
+			err = m.plug(dev)
+		}
+		if err != nil {
+			return fmt.Errorf("share %d (%q): %w", i, s.Tag, err)
+		}
+	}
+	for i, dev := range m.cfg.Devices {
+		if err := m.plug(dev); err != nil {
+			return fmt.Errorf("device %d: %w", i, err)
+		}
+	}
 	return nil
 }
+
+// plug puts a virtio device into the next free slot of the PCI bus.
+func (m *Machine) plug(dev virtio.Device) error {
+	slot, err := m.bus.freeSlot()
+	if err != nil {
+		return err
+	}
+	f, err := pci.New(dev, m.ram.mem, &slotHost{m: m, slot: slot}, pci.Options{Logger: m.log})
+	if err != nil {
+		return err
+	}
+	m.funcs = append(m.funcs, f)
+	return m.bus.plug(slot, f, f.BARs())
+}
+
+// DiskStats are the counters of disk i of the configuration.
+func (m *Machine) DiskStats(i int) virtioblk.Stats { return m.disks[i].Stats() }
 
 // Start lets the guest run. It may be called once.
 func (m *Machine) Start() error {
