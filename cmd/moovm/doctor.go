@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -132,11 +131,12 @@ func kernelFinding() finding {
 	if err != nil {
 		return finding{Name: "kernel", Found: err.Error(), Advice: "name another with --kernel or $MOOVM_KERNEL"}
 	}
-	dir := modulesFor(path, "")
-	if _, err := guest.OpenModules(dir, k.Release); err != nil {
-		return finding{Name: "kernel", OK: true, Found: path + " (" + k.Release + ")", Advice: "no modules: " + err.Error()}
+	defer k.Close()
+	f := finding{Name: "kernel", OK: true, Found: fmt.Sprintf("%s (%s)", path, k.Release)}
+	if _, err := guest.FindModules(k); err != nil {
+		f.Advice = err.Error()
 	}
-	return finding{Name: "kernel", OK: true, Found: path + " (" + k.Release + "), modules in " + filepath.Join(dir, k.Release)}
+	return f
 }
 
 func firstLine(ctx context.Context, name string, args ...string) string {

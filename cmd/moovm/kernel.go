@@ -21,23 +21,6 @@ func findKernel() (string, error) {
 	return "", fmt.Errorf("no kernel: name one with --kernel or $MOOVM_KERNEL (Debian: apt-get download linux-image-amd64's package and dpkg -x it; `make setup` does that)")
 }
 
-// modulesFor returns the folder with the modules of the kernel at path: the
-// given one, or lib/modules beside the kernel's boot folder, or this
-// machine's own.
-func modulesFor(path, given string) string {
-	if given != "" {
-		return given
-	}
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-	}
-	beside := filepath.Join(filepath.Dir(path), "..", "lib", "modules")
-	if _, err := os.Stat(beside); err == nil {
-		return filepath.Clean(beside)
-	}
-	return "/lib/modules"
-}
-
 // cacheDir is where kernels and images are kept between runs.
 func cacheDir() (string, error) {
 	if dir := os.Getenv("MOOVM_CACHE"); dir != "" {

@@ -97,7 +97,6 @@ func runInSandbox(ctx context.Context, c sandbox.Config, args []string) (int, er
 		}
 	}
 	c.Init = init
-	c.Modules = modulesFor(c.Kernel, c.Modules)
 	c.Command = guest.Command{Args: args, Env: os.Environ(), Dir: dir}
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())) {

@@ -21,11 +21,15 @@ const (
 // ErrNoQEMU is returned when the emulator is not installed.
 var ErrNoQEMU = errors.New("the sandbox needs QEMU's x86 system emulator; install it (Debian: apt-get install qemu-system-x86)")
 
-// Config says what runs in a sandbox. Kernel, Init and Command are required.
+// Config says what runs in a sandbox. Kernel, Init and Command are
+// required.
 type Config struct {
 	// Kernel is the kernel of the emulated host: a vmlinuz or an ELF vmlinux
-	// with a PVH entry, and Modules its …/lib/modules folder (or a parent).
-	Kernel, Modules string
+	// with a PVH entry.
+	Kernel string
+	// Modules is its …/lib/modules folder or a parent of that; empty looks for
+	// it beside the kernel.
+	Modules string
 	// Init is the static program that becomes PID 1 of the emulated host; it
 	// must call guest.InitMain when guest.IsInit says so.
 	Init string

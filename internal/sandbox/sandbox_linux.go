@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,23 +49,20 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	initrd, err := initramfs(&c, kernel.Release)
+	defer kernel.Close()
+	archive, err := initramfs(&c, kernel)
 	if err != nil {
 		return 0, err
 	}
 
 	// Kernel and initramfs go to QEMU in memory files, so that nothing is left
 	// behind however this process ends.
-	image, err := kernel.Image()
-	if err != nil {
-		return 0, err
-	}
-	kernelFile, err := memfile("kernel", image)
+	kernelFile, err := memfile("kernel", kernel)
 	if err != nil {
 		return 0, err
 	}
 	defer kernelFile.Close()
-	initrdFile, err := memfile("initrd", initrd)
+	initrdFile, err := memfile("initrd", archive)
 	if err != nil {
 		return 0, err
 	}
@@ -131,30 +129,33 @@ func bootError(cause, waitErr error, complaints, console string) error {
 	return errors.New(b.String())
 }
 
-// initramfs builds the archive of the emulated host.
-func initramfs(c *Config, release string) ([]byte, error) {
-	mods, err := guest.OpenModules(c.Modules, release)
+// initramfs is the archive of the emulated host.
+func initramfs(c *Config, kernel *guest.Kernel) (*guest.Initramfs, error) {
+	mods, err := openModules(c, kernel)
 	if err != nil {
 		return nil, err
 	}
 	files, err := mods.Resolve(requiredModules...)
 	if err != nil {
-		return nil, fmt.Errorf("the sandbox's kernel %s: %w", release, err)
+		return nil, fmt.Errorf("the sandbox's kernel %s: %w", kernel.Release, err)
 	}
 	optional, err := mods.ResolveOptional(optionalModules...)
 	if err != nil {
 		return nil, err
 	}
-	seen := make(map[string]bool)
-	var all []guest.ModuleFile
-	for _, f := range append(files, optional...) {
-		if !seen[f.Name] {
-			seen[f.Name] = true
-			all = append(all, f)
+	for _, f := range optional {
+		if !slices.Contains(files, f) {
+			files = append(files, f)
 		}
 	}
-	a := guest.Initramfs{InitPath: c.Init, Modules: all, Config: initConfig(c)}
-	return a.Bytes()
+	return &guest.Initramfs{Init: c.Init, Modules: files, Config: initConfig(c)}, nil
+}
+
+func openModules(c *Config, kernel *guest.Kernel) (*guest.Modules, error) {
+	if c.Modules == "" {
+		return guest.FindModules(kernel)
+	}
+	return guest.OpenModules(c.Modules, kernel.Release)
 }
 
 // initConfig tells the emulated host's init what to do.
@@ -201,15 +202,16 @@ func qemuArgs(c *Config) []string {
 // escape doubles commas, which separate QEMU's suboptions.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-func memfile(name string, data []byte) (*os.File, error) {
+// memfile is a file in memory with what content writes.
+func memfile(name string, content io.WriterTo) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: memory file for the %s: %w", name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.Write(data); err != nil {
+	if _, err := content.WriteTo(f); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("sandbox: memory file for the %s: %w", name, err)
+		return nil, fmt.Errorf("sandbox: the %s: %w", name, err)
 	}
 	return f, nil
 }
