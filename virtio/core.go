@@ -27,6 +27,10 @@ type CoreOptions struct {
 	QueueInterrupt func(i int)
 	// ConfigInterrupt tells the driver about a configuration change.
 	ConfigInterrupt func()
+	// OnReset, if set, resets what the transport keeps itself. It is called
+	// when everything has drained, before Status reads 0, and must not call
+	// the Core.
+	OnReset func()
 	// ResetWait bounds how long SetStatus(0) and ResetQueue block for
 	// requests in flight; after it the reset goes on in the background and
 	// the driver sees it unfinished. 0 means one second.
@@ -378,6 +382,9 @@ func (c *Core) finishReset() {
 	c.driver = 0
 	for i := range c.queues {
 		c.queues[i] = coreQueue{cfg: initialQueue(c.queues[i].cfg.MaxSize)}
+	}
+	if c.opts.OnReset != nil {
+		c.opts.OnReset()
 	}
 	c.status.Store(0)
 	close(c.resetted)

@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"github.com/moovm/moovm/virtio/internal/halfword"
 )
 
 // MaxQueueSize is the largest queue size a split ring can have.
@@ -103,7 +105,7 @@ func (c QueueConfig) Activate(mem *Memory, features uint64, kick *Event, interru
 	if err != nil {
 		return bad("used ring at %#x: %v", c.Device, err)
 	}
-	if !aligned(avail) || !aligned(used) {
+	if !halfword.Aligned(avail) || !halfword.Aligned(used) {
 		return bad("the memory region is not aligned in the host's address space")
 	}
 	for i, h := range c.Resubmit {
@@ -126,11 +128,11 @@ func (c QueueConfig) Activate(mem *Memory, features uint64, kick *Event, interru
 		availRing: avail[pre+ringHeaderSize : pre+ringHeaderSize+2*n],
 		usedRing:  used[ringHeaderSize : ringHeaderSize+usedElemSize*n],
 
-		availFlags: newHalfword(avail, int(pre)),
-		availIdx:   newHalfword(avail, int(pre)+2),
-		usedEvent:  newHalfword(avail, int(pre+ringHeaderSize+2*n)),
-		usedWord:   newHalfword(used, 0).word,
-		availEvent: newHalfword(used, int(ringHeaderSize+usedElemSize*n)),
+		availFlags: halfword.At(avail, int(pre)),
+		availIdx:   halfword.At(avail, int(pre)+2),
+		usedEvent:  halfword.At(avail, int(pre+ringHeaderSize+2*n)),
+		usedWord:   halfword.Word(used, 0),
+		availEvent: halfword.At(used, int(ringHeaderSize+usedElemSize*n)),
 
 		kick:      kick,
 		interrupt: interrupt,
@@ -158,11 +160,11 @@ type Queue struct {
 	desc       []byte
 	availRing  []byte
 	usedRing   []byte
-	availFlags halfword
-	availIdx   halfword
-	usedEvent  halfword
+	availFlags halfword.Field
+	availIdx   halfword.Field
+	usedEvent  halfword.Field
 	usedWord   *uint32 // flags and idx; only the device writes them
-	availEvent halfword
+	availEvent halfword.Field
 
 	kick      *Event
 	interrupt func()
@@ -248,7 +250,7 @@ func (q *Queue) nextHead() (head uint16, ok bool, err error) {
 		q.resubmit = q.resubmit[1:]
 		return head, true, nil
 	}
-	idx := q.availIdx.load()
+	idx := q.availIdx.Load()
 	if idx == q.nextAvail {
 		return 0, false, nil
 	}
@@ -291,7 +293,7 @@ func (q *Queue) Wait() bool {
 	return false
 }
 
-func (q *Queue) ready() bool { return len(q.resubmit) > 0 || q.availIdx.load() != q.nextAvail }
+func (q *Queue) ready() bool { return len(q.resubmit) > 0 || q.availIdx.Load() != q.nextAvail }
 
 // arm asks the driver to notify about the next chain, disarm not to. With
 // EVENT_IDX the driver stays quiet by itself once it has passed avail_event.
@@ -299,7 +301,7 @@ func (q *Queue) arm() {
 	if q.eventIdx {
 		q.mu.Lock()
 		if !q.closed {
-			q.availEvent.store(q.nextAvail)
+			q.availEvent.Store(q.nextAvail)
 		}
 		q.mu.Unlock()
 		return
@@ -354,10 +356,10 @@ func (q *Queue) Notify() {
 	var want bool
 	if q.eventIdx {
 		// Section 2.7.7.2: some element of the batch crosses used_event.
-		event := q.usedEvent.load()
+		event := q.usedEvent.Load()
 		want = q.usedIdx-event-1 < q.usedIdx-q.signalled
 	} else {
-		want = q.availFlags.load()&availNoInterrupt == 0
+		want = q.availFlags.Load()&availNoInterrupt == 0
 	}
 	q.signalled = q.usedIdx
 	q.mu.Unlock()

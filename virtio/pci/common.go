@@ -121,9 +121,6 @@ func (f *Function) writeCommon(off uint64, p []byte) {
 	switch {
 	case len(p) == 1 && off == comStatus:
 		f.core.SetStatus(p[0])
-		if p[0] == 0 && f.core.Status() == 0 {
-			f.resetTransport()
-		}
 	case len(p) == 2:
 		v := le.Uint16(p)
 		switch off {
@@ -146,6 +143,9 @@ func (f *Function) writeCommon(off uint64, p []byte) {
 		case comQueueReset:
 			if v == 1 {
 				f.core.ResetQueue(qi)
+				if qi < len(c.queue) && !f.core.Queue(qi).Ready {
+					c.queue[qi].Store(noVector)
+				}
 			}
 		}
 	case len(p) == 4:

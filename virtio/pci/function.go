@@ -66,12 +66,13 @@ type Function struct {
 	id      uint32
 	barSize uint64
 
-	cfg        configSpace // its own lock
-	bar        barState
-	msix       msix
-	isr        isr
-	common     commonConfig
-	devCfgLock sync.Mutex
+	// Each part has its own lock; none is held while the core is called,
+	// which calls back for interrupts and resets.
+	cfg    configSpace
+	bar    barState
+	msix   msix
+	isr    isr
+	common commonConfig
 }
 
 // New plugs dev into a new function. The function owns the device's queues
@@ -98,6 +99,7 @@ func New(dev virtio.Device, mem *virtio.Memory, host Host, o Options) (*Function
 		Features:        features,
 		QueueInterrupt:  f.queueInterrupt,
 		ConfigInterrupt: f.configInterrupt,
+		OnReset:         f.resetTransport,
 		Logger:          o.Logger,
 	})
 	if err != nil {
@@ -134,7 +136,6 @@ func (f *Function) Reset() {
 	if err := f.core.Reset(ctx); err != nil {
 		f.log.Warn("virtio/pci: machine reset while requests are in flight", "device", f.id, "error", err)
 	}
-	f.resetTransport()
 	f.msix.reset()
 	f.initConfig()
 	f.updateBAR()
@@ -156,11 +157,7 @@ func (f *Function) Close() error {
 	f.bar.place(f, 0, false)
 	ctx, cancel := context.WithTimeout(context.Background(), f.opts.CloseWait)
 	defer cancel()
-	err := f.core.Close(ctx)
-	if err == nil {
-		f.resetTransport()
-	}
-	return errors.Join(err, f.msix.close())
+	return errors.Join(f.core.Close(ctx), f.msix.close())
 }
 
 // isr is the ISR status register with the INTx line that follows it.
