@@ -3,8 +3,6 @@ package guest
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -18,9 +16,9 @@ import (
 // These tests boot the real init in QEMU's software emulation, which needs no
 // KVM: a few seconds for each boot. They run when MOOVM_QEMU=1 and need
 // qemu-system-x86_64, mke2fs, a static busybox and the kernel MOOVM_KERNEL
-// with its modules. The test binary is the init, so it must be static:
+// with its modules:
 //
-//	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=…/boot/vmlinuz-… go test ./guest -run QEMU
+//	MOOVM_QEMU=1 MOOVM_KERNEL=…/boot/vmlinuz-… go test ./guest -run QEMU
 
 // qemuGuest is one boot.
 type qemuGuest struct {
@@ -71,25 +69,19 @@ func (g qemuGuest) run(t *testing.T) qemuResult {
 	}
 	needTool(t, "qemu-system-x86_64", "busybox", "mke2fs")
 	k := testKernel(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
-	a := &Initramfs{Init: self, Config: &g.config, Files: g.files}
+	a := &Initramfs{Init: testInit(t), Config: &g.config, Files: g.files}
 	if len(g.modules) > 0 {
 		m, err := FindModules(k)
 		if err != nil {
 			t.Skip(err)
 		}
-		if a.Modules, err = m.Resolve(g.modules...); err != nil {
+		a.Modules, err = m.Resolve(g.modules...)
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	initrd, err := a.Bytes()
-	if errors.Is(err, ErrNotStatic) {
-		t.Skip("the test binary is not static: run with CGO_ENABLED=0")
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,8 +132,8 @@ func (g qemuGuest) run(t *testing.T) qemuResult {
 	res.ControlState, res.stdout, res.stderr, res.console = c.State(), stdout.String(), stderr.String(), string(console)
 	res.took = time.Since(start)
 	t.Logf("%.1f s: %+v warnings %q", res.took.Seconds(), res.ControlState, res.warnings)
-	if t.Failed() || testing.Verbose() {
-		t.Logf("stdout %q stderr %q console %q", res.stdout, res.stderr, res.console)
+	if res.console != "" {
+		t.Logf("console: %q", res.console)
 	}
 	return res
 }
@@ -213,5 +205,4 @@ func TestQEMUCommandOnDisk(t *testing.T) {
 	if err != nil || strings.Contains(string(out), "recovering journal") {
 		t.Errorf("the file system is not clean: %v\n%s", err, out)
 	}
-	fmt.Fprint(io.Discard, r.took)
 }

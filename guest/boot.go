@@ -1,0 +1,578 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hugelgupf/p9/p9"
+
+	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/vmm"
+)
+
+// TreeTag is the 9P tag of the metadata tree, TreePath where it is mounted.
+const (
+	TreeTag  = "moovm"
+	TreePath = "/run/moovm"
+)
+
+// DefaultMemory is the RAM of a guest, in bytes, when Config.Memory is 0.
+const DefaultMemory = 512 << 20
+
+// Backend holds a disk's contents; it is virtioblk.Backend, whose optional
+// interfaces are looked for as well.
+type Backend interface {
+	io.ReaderAt
+	io.WriterAt
+	Flush() error
+	Size() int64
+}
+
+// Disk is one disk of a guest: the first is /dev/vda.
+type Disk struct {
+	// Backend holds its contents; nil means COW. It is not closed.
+	Backend Backend
+	// COW is the image to show in the metadata tree; nil leaves the disk out.
+	COW *cowdisk.Disk
+	// ReadOnly makes the guest see a read-only disk.
+	ReadOnly bool
+	// Serial is the identity the guest reads, at most 20 bytes.
+	Serial string
+}
+
+// Share is a file tree that the guest can mount by its tag.
+type Share struct {
+	Tag      string
+	Attacher p9.Attacher
+	// Target is where the init mounts it; empty leaves that to the guest.
+	Target string
+	// ReadOnly mounts it read-only. That a guest does not write is up to the
+	// Attacher.
+	ReadOnly bool
+}
+
+// Config describes a guest.
+type Config struct {
+	// Kernel is what boots. It is not closed.
+	Kernel *Kernel
+	// Modules are the kernel's; nil means that everything needed is built in.
+	Modules *Modules
+	// LoadModules are further modules to load, by name.
+	LoadModules []string
+	// Init is the static program that is the guest's init: one that calls
+	// InitMain. Empty means the running program.
+	Init string
+	// Initrd is used instead of the initramfs that Boot builds, for kernels with
+	// an initrd of their own. The guest is then none of this package's:
+	// Command, LoadModules and mounts are not possible.
+	Initrd []byte
+	// Files are added to the initramfs.
+	Files []File
+	// Append is added to the kernel command line. Its root=, rootfstype=,
+	// rootflags=, ro, rw and init= say what is booted; the default is the first
+	// disk, writable.
+	Append string
+
+	Memory int64 // bytes; 0 means DefaultMemory
+	CPUs   int   // 0 means 1
+	Disks  []Disk
+	Shares []Share
+	// NoTree leaves the metadata tree out.
+	NoTree bool
+	// RevealPaths lets the guest see paths of the host in the metadata tree.
+	RevealPaths bool
+	// Version is what the tree's file of that name says.
+	Version string
+
+	// Command is run instead of the disk's init. Without disks it runs in the
+	// initramfs.
+	Command *Command
+	// Stdin, Stdout and Stderr are the command's, as in ControlConfig.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Hostname is set in the guest if it is not empty.
+	Hostname string
+
+	// Console is the first serial port, where the kernel's messages and the
+	// disk's login prompt are. Its last lines are kept for errors anyway.
+	Console vmm.Serial
+	// BootTimeout is how long the guest may take to its init; 0 = no limit.
+	BootTimeout time.Duration
+	// OnStart is called when the command or the disk's init starts; may be nil.
+	OnStart func(what string)
+
+	KVM    string       // path of the KVM device; empty = /dev/kvm
+	Logger *slog.Logger // nil = no messages
+}
+
+// Result is how a guest ended.
+type Result struct {
+	// Reason is how the machine stopped.
+	Reason vmm.ExitReason
+	// ExitStatus is the command's: 0 to 255, 128 + signal. Without a command
+	// it is 0.
+	ExitStatus int
+	// Control is all that the init told.
+	Control ControlState
+	// Console are the last lines of the console, oldest first.
+	Console []string
+	// Took is the time from start to end.
+	Took time.Duration
+}
+
+// A Guest is a running guest. Its methods may be called from any goroutine.
+type Guest struct {
+	cfg     Config
+	log     *slog.Logger
+	machine *vmm.Machine
+	control *Control
+	console *consoleLog
+	start   time.Time
+
+	fromGuest, toGuest *pipe
+	served             chan error // the control line's end
+
+	once   sync.Once
+	result Result
+	err    error
+	done   chan struct{}
+}
+
+// Boot runs a guest to its end. A command that fails is no error: its status is
+// in the Result. Errors are a *GuestError (the init could not do its work), a
+// *PanicError, a *BootError, a *StoppedError when ctx ended, a *KernelError, or
+// one of the machine. ExitStatus makes an exit status of them.
+func Boot(ctx context.Context, cfg Config) (Result, error) {
+	g, err := Start(ctx, cfg)
+	if err != nil {
+		return Result{}, err
+	}
+	defer g.Close()
+	return g.Wait()
+}
+
+// Start starts a guest. It is stopped as if its power failed when ctx ends.
+// The caller closes it.
+func Start(ctx context.Context, cfg Config) (*Guest, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Memory == 0 {
+		cfg.Memory = DefaultMemory
+	}
+	disks := slices.Clone(cfg.Disks)
+	for i := range disks {
+		if d := &disks[i]; d.Backend == nil {
+			if d.COW == nil {
+				return nil, fmt.Errorf("disk %s has no contents", diskName(i))
+			}
+			d.Backend = d.COW
+		}
+	}
+	cfg.Disks = disks
+	plan, err := makePlan(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	g := &Guest{
+		cfg: cfg, log: cfg.Logger,
+		console:   &consoleLog{out: cfg.Console.Out},
+		fromGuest: newPipe(), toGuest: newPipe(),
+		served: make(chan error, 1),
+		done:   make(chan struct{}),
+	}
+	g.control = NewControl(g.fromGuest, g.toGuest, ControlConfig{
+		Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr, OnStart: cfg.OnStart,
+		OnWarning: func(text string) { g.log.Warn("guest: " + text) },
+	})
+	machine := vmm.Config{
+		Memory:  cfg.Memory,
+		CPUs:    cfg.CPUs,
+		Kernel:  vmm.Kernel{Name: cfg.Kernel.Path, Image: cfg.Kernel, Size: cfg.Kernel.Size()},
+		Initrd:  plan.initrd,
+		Cmdline: plan.cmdline,
+		Console: vmm.Serial{In: cfg.Console.In, Out: g.console},
+		Control: vmm.Serial{In: g.toGuest, Out: g.fromGuest},
+		KVM:     cfg.KVM,
+		Logger:  cfg.Logger,
+	}
+	for _, d := range cfg.Disks {
+		machine.Disks = append(machine.Disks, vmm.Disk{Backend: d.Backend, ReadOnly: d.ReadOnly, Serial: d.Serial})
+	}
+	if !cfg.NoTree {
+		tree, err := imagefs.New(cfg.Version, g.treeDisks()...)
+		if err != nil {
+			return nil, err
+		}
+		machine.Shares = append(machine.Shares, vmm.Share{Tag: TreeTag, Attacher: tree})
+	}
+	for _, s := range cfg.Shares {
+		machine.Shares = append(machine.Shares, vmm.Share{Tag: s.Tag, Attacher: s.Attacher})
+	}
+	if g.machine, err = vmm.New(machine); err != nil {
+		return nil, err
+	}
+	go func() { g.served <- g.control.Run() }()
+	g.start = time.Now()
+	if err := g.machine.Start(); err != nil {
+		g.machine.Close()
+		g.endControl(ctx)
+		return nil, err
+	}
+	go g.supervise(ctx)
+	return g, nil
+}
+
+// treeDisks describes the disks for the metadata tree.
+func (g *Guest) treeDisks() []imagefs.Disk {
+	var out []imagefs.Disk
+	for i, d := range g.cfg.Disks {
+		if d.COW == nil {
+			continue
+		}
+		out = append(out, imagefs.Disk{
+			Name: diskName(i), Serial: d.Serial, ReadOnly: d.ReadOnly, Image: imagefs.COW(d.COW),
+			RevealPaths: g.cfg.RevealPaths,
+			Stats:       func() []imagefs.Counter { return diskCounters(g.machine, i) },
+		})
+	}
+	return out
+}
+
+func diskCounters(m *vmm.Machine, i int) []imagefs.Counter {
+	s := m.DiskStats(i)
+	return []imagefs.Counter{
+		{Name: "reads", Value: s.Reads}, {Name: "writes", Value: s.Writes}, {Name: "flushes", Value: s.Flushes},
+		{Name: "discards", Value: s.Discards}, {Name: "write_zeroes", Value: s.WriteZeroes},
+		{Name: "read_bytes", Value: s.ReadBytes}, {Name: "write_bytes", Value: s.WriteBytes},
+		{Name: "discard_bytes", Value: s.DiscardBytes}, {Name: "write_zeroes_bytes", Value: s.WriteZeroesBytes},
+		{Name: "errors", Value: s.Errors}, {Name: "in_flight", Value: s.InFlight},
+	}
+}
+
+// panicSilence is how long a console must be silent after a panic's last line
+// before the guest is taken for hung in it.
+const panicSilence = 2 * time.Second
+
+// supervise waits for the end, and brings it about when it must.
+func (g *Guest) supervise(ctx context.Context) {
+	defer close(g.done)
+	type ending struct {
+		reason vmm.ExitReason
+		err    error
+	}
+	ended := make(chan ending, 1)
+	go func() {
+		r, err := g.machine.Wait()
+		ended <- ending{r, err}
+	}()
+	var boot <-chan time.Time
+	if g.cfg.BootTimeout > 0 && g.cfg.Initrd == nil {
+		t := time.NewTimer(g.cfg.BootTimeout)
+		defer t.Stop()
+		boot = t.C
+	}
+	look := time.NewTicker(panicSilence / 4)
+	defer look.Stop()
+	stopped, slow := ctx.Done(), false
+	for {
+		select {
+		case <-stopped:
+			stopped = nil
+			g.machine.Stop()
+		case <-boot:
+			if !g.control.State().Hello {
+				slow = true
+				g.machine.Stop()
+			}
+		case <-look.C:
+			if g.console.hangsInPanic(panicSilence) {
+				g.machine.Stop()
+			}
+		case e := <-ended:
+			g.endControl(ctx)
+			g.finish(ctx, e.reason, e.err, slow)
+			return
+		}
+	}
+}
+
+// deliverLimit is how long a guest that was stopped waits for its output to be
+// taken.
+const deliverLimit = 2 * time.Second
+
+// endControl ends the control line and waits until all of the command's output
+// is delivered. When the caller wants an end (ctx), it does not wait for ever.
+func (g *Guest) endControl(ctx context.Context) {
+	g.toGuest.Close()
+	g.fromGuest.Close()
+	var limit <-chan time.Time
+	stopped := ctx.Done()
+	for {
+		select {
+		case err := <-g.served:
+			if err != nil {
+				g.log.Warn("control line", "error", err)
+			}
+			return
+		case <-stopped:
+			stopped, limit = nil, time.After(deliverLimit)
+		case <-limit:
+			g.log.Warn("the guest's output was not taken; some of it is lost")
+			return
+		}
+	}
+}
+
+// finish works out what the end means.
+func (g *Guest) finish(ctx context.Context, reason vmm.ExitReason, err error, slow bool) {
+	s := g.control.State()
+	r := Result{Reason: reason, Control: s, Console: g.console.tail(), Took: time.Since(g.start)}
+	if s.Exited {
+		r.ExitStatus = s.Status
+	}
+	g.result, g.err = r, g.verdict(ctx, r, err, slow)
+}
+
+func (g *Guest) verdict(ctx context.Context, r Result, err error, slow bool) error {
+	s := r.Control
+	cause, panicked := g.console.panicked()
+	bootError := func(kind error, problem string) error {
+		return &BootError{Problem: problem, Console: r.Console, Err: kind}
+	}
+	switch {
+	case s.Exited && (s.Bye || r.Reason == vmm.PowerOff):
+		return nil // whatever happened on the way down: the command has its status
+	case s.Failure != nil:
+		return s.Failure
+	case panicked && r.Reason != vmm.PowerOff && !(r.Reason == vmm.Stopped && ctx.Err() != nil && !g.console.hangsInPanic(0)):
+		return &PanicError{Cause: cause, Console: r.Console}
+	case s.Exited:
+		return nil
+	case r.Reason == vmm.Failed || err != nil:
+		if err == nil {
+			err = errors.New("for an unknown reason")
+		}
+		return fmt.Errorf("the machine failed: %w", err)
+	case slow:
+		return bootError(ErrNoStart, fmt.Sprintf("not within %v", g.cfg.BootTimeout))
+	case r.Reason == vmm.Stopped && ctx.Err() != nil:
+		return &StoppedError{After: r.Took, Err: context.Cause(ctx)}
+	case g.cfg.Initrd != nil:
+		return nil // not ours: how it ended is all there is
+	case !s.Hello:
+		return bootError(ErrNoStart, "the machine ended ("+r.Reason.String()+")")
+	case g.cfg.Command != nil:
+		return bootError(ErrCutShort, "the machine ended ("+r.Reason.String()+")")
+	case r.Reason == vmm.Stopped:
+		return &StoppedError{After: r.Took, Err: context.Canceled} // Close
+	}
+	return nil
+}
+
+// Wait waits until the guest has ended, and returns what Boot does.
+func (g *Guest) Wait() (Result, error) {
+	<-g.done
+	return g.result, g.err
+}
+
+// Control is the line to the guest's init.
+func (g *Guest) Control() *Control { return g.control }
+
+// Machine is the machine the guest runs in.
+func (g *Guest) Machine() *vmm.Machine { return g.machine }
+
+// Kill ends the guest as if its power failed.
+func (g *Guest) Kill() { g.machine.Stop() }
+
+// Close ends the guest if it runs and releases what it holds. It is
+// idempotent.
+func (g *Guest) Close() error {
+	var err error
+	g.once.Do(func() {
+		g.machine.Stop()
+		<-g.done
+		err = g.machine.Close()
+	})
+	return err
+}
+
+// plan is what a Config comes to.
+type plan struct {
+	cmdline string
+	initrd  []byte
+	init    InitConfig
+}
+
+// makePlan decides on the kernel command line and builds the initramfs.
+func makePlan(cfg *Config) (plan, error) {
+	if cfg.Kernel == nil {
+		return plan{}, &KernelError{"", "none was given", nil}
+	}
+	params := parseBootParams(cfg.Append)
+	p := plan{cmdline: kernelCmdline(cfg, params)}
+	if cfg.Initrd != nil {
+		if cfg.Command != nil {
+			return plan{}, errors.New("a command cannot be run in a guest with an initrd of its own; leave one of them out")
+		}
+		p.initrd = cfg.Initrd
+		return p, nil
+	}
+	p.init = initConfigFor(cfg, params)
+	if p.init.Root == nil && p.init.Command == nil {
+		return plan{}, errors.New("there is nothing to run: give a disk, or a command, or both")
+	}
+	modules, err := modulesFor(cfg, p.init)
+	if err != nil {
+		return plan{}, err
+	}
+	init := cfg.Init
+	if init == "" {
+		if init, err = os.Executable(); err != nil {
+			return plan{}, fmt.Errorf("init: %w", err)
+		}
+	}
+	archive := Initramfs{Init: init, Config: &p.init, Modules: modules, Files: cfg.Files}
+	p.initrd, err = archive.Bytes()
+	return p, err
+}
+
+// kernelCmdline is the kernel command line. Of a parameter that is given
+// twice, the kernel takes the last, so what the user appends wins.
+func kernelCmdline(cfg *Config, params bootParams) string {
+	words := []string{"console=ttyS0", "panic=-1", "quiet"}
+	if len(cfg.Disks) > 0 && params.root.Device == "" {
+		words = append(words, "root=/dev/vda")
+	}
+	if params.readOnly == nil && len(cfg.Disks) > 0 {
+		if cfg.Disks[0].ReadOnly {
+			words = append(words, "ro")
+		} else {
+			words = append(words, "rw")
+		}
+	}
+	if cfg.Append != "" {
+		words = append(words, cfg.Append)
+	}
+	return strings.Join(words, " ")
+}
+
+// initConfigFor tells the init what the configuration wants.
+func initConfigFor(cfg *Config, params bootParams) InitConfig {
+	c := InitConfig{
+		Version:  ConfigVersion,
+		Control:  "/dev/ttyS1",
+		Command:  cfg.Command,
+		Hostname: cfg.Hostname,
+		Init:     params.init,
+	}
+	if len(cfg.Disks) > 0 || params.root.Device != "" {
+		root := params.root
+		if root.Device == "" {
+			root.Device = "/dev/vda"
+		}
+		if params.readOnly != nil {
+			root.ReadOnly = *params.readOnly
+		}
+		c.Root = &root
+	}
+	if !cfg.NoTree {
+		c.Mounts = append(c.Mounts, Mount{Source: TreeTag, Target: TreePath, Type: "9p",
+			Options: shareOptions + ",ro,nosuid,nodev,noexec,cache=none", Optional: true})
+	}
+	for _, s := range cfg.Shares {
+		if s.Target == "" {
+			continue
+		}
+		options := shareOptions
+		if s.ReadOnly {
+			options += ",ro"
+		}
+		c.Mounts = append(c.Mounts, Mount{Source: s.Tag, Target: s.Target, Type: "9p", Options: options})
+	}
+	return c
+}
+
+// shareOptions are the mount options of 9P shares.
+const shareOptions = "trans=virtio,version=9p2000.L,msize=262144"
+
+// modulesFor picks the modules that the guest needs.
+func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
+	m := cfg.Modules
+	if m == nil {
+		if len(cfg.LoadModules) > 0 {
+			return nil, fmt.Errorf("module %s cannot be loaded: there is no modules folder for the kernel: %w", cfg.LoadModules[0], ErrNoModules)
+		}
+		return nil, nil
+	}
+	var need, like []string
+	if len(cfg.Disks) > 0 || len(cfg.Shares) > 0 {
+		need = append(need, "virtio_pci")
+	}
+	if len(cfg.Disks) > 0 {
+		need = append(need, "virtio_blk")
+		types, known := diskTypes(cfg.Disks)
+		need = append(need, known...)
+		like = append(like, types...)
+	}
+	if init.Root != nil && init.Root.Type != "" {
+		like = append(like, init.Root.Type, "fs-"+init.Root.Type)
+	}
+	if init.Root != nil && init.Root.Overlay {
+		need = append(need, "overlay")
+	}
+	share := []string{"9pnet_virtio", "9p"}
+	if len(cfg.Shares) > 0 {
+		need = append(need, share...)
+	} else if !cfg.NoTree {
+		like = append(like, append([]string{"virtio_pci"}, share...)...)
+	}
+	needed, err := m.Resolve(append(need, cfg.LoadModules...)...)
+	if err != nil {
+		return nil, err
+	}
+	liked, err := m.ResolveOptional(like...)
+	if err != nil {
+		return nil, err
+	}
+	for i := range liked {
+		liked[i].Optional = true
+	}
+	return MergeModules(needed, liked), nil
+}
+
+// diskTypes looks for file systems on the disks. Those that were found must be
+// mountable; a disk with partitions may have anything, most likely ext4.
+func diskTypes(disks []Disk) (like, need []string) {
+	for _, d := range disks {
+		switch t := probeFS(d.Backend).Type; t {
+		case "":
+			like = append(like, "ext4")
+		case "ext2", "ext3":
+			need = append(need, "ext4")
+		default:
+			need = append(need, t)
+		}
+	}
+	slices.Sort(like)
+	slices.Sort(need)
+	return slices.Compact(like), slices.Compact(need)
+}
+
+// diskName is the guest's name of disk i: vda, vdb, … vdz, vdaa, …
+func diskName(i int) string {
+	s := ""
+	for i++; i > 0; i = (i - 1) / 26 {
+		s = string(rune('a'+(i-1)%26)) + s
+	}
+	return "vd" + s
+}
