@@ -17,6 +17,9 @@ func (m *Machine) port(port uint16, p []byte, write bool) {
 	}
 }
 
+// panicked is the event bit of the pvpanic device (docs/specs/pvpanic in QEMU).
+const panicked = 1 << 0
+
 func (m *Machine) portIn(port uint16) byte {
 	switch {
 	case port&^7 == portCOM1:
@@ -25,6 +28,8 @@ func (m *Machine) portIn(port uint16) byte {
 		return m.com[1].read(uint8(port & 7))
 	case port == portCMOS, port == portCMOS+1:
 		return m.rtc.read(port)
+	case port == portPanic:
+		return panicked // the events that may be written
 	case port == portKeyboardSt, port == portSleep, port == portSleepSt, port == portReset:
 		// A keyboard controller without a keyboard is never busy.
 		return 0
@@ -49,6 +54,10 @@ func (m *Machine) portOut(port uint16, v byte) {
 		const resetCPU = 1 << 2
 		if v&resetCPU != 0 {
 			m.finish(Reset, nil)
+		}
+	case port == portPanic:
+		if v&panicked != 0 {
+			m.finish(Panic, nil)
 		}
 	case port == portSleep:
 		if v&sleepEnable != 0 && v>>2&7 == sleepTypeS5 {

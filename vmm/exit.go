@@ -13,6 +13,9 @@ const (
 	// Reset: the guest asked for a reset (ACPI reset register, keyboard
 	// controller, port 0xcf9) or died of a triple fault.
 	Reset
+	// Panic: the guest's kernel panicked and said so through its pvpanic
+	// device. A guest without that driver resets (panic=-1) or hangs.
+	Panic
 	// Stopped: the context of Run ended or the machine was closed.
 	Stopped
 )
@@ -25,6 +28,8 @@ func (r ExitReason) String() string {
 		return "power-off"
 	case Reset:
 		return "reset"
+	case Panic:
+		return "panic"
 	case Stopped:
 		return "stopped"
 	}

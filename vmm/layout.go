@@ -55,6 +55,7 @@ const (
 	portKeyboardSt = 0x64
 	portSleep      = 0x600 // ACPI sleep control register
 	portSleepSt    = 0x601 // ACPI sleep status register
+	portPanic      = 0x505
 	portPCIAddr    = 0xcf8
 	portReset      = 0xcf9 // lies within the address register's four ports
 	portPCIData    = 0xcfc

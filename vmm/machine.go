@@ -43,7 +43,8 @@ type Machine struct {
 	mu      sync.Mutex
 	changed sync.Cond // state or parked changed
 	state   state
-	parked  int // vCPU threads that wait in park
+	parked  int    // vCPU threads that wait in park
+	clock   uint64 // kvmclock while paused, in ns
 	reason  ExitReason
 	err     error
 
@@ -300,12 +301,100 @@ func (m *Machine) park(c *vcpu) bool {
 		}
 		m.parked--
 		m.changed.Broadcast()
+		if err := c.v.KVMClockPaused(); err != nil {
+			m.log.Warn("resume", "cpu", c.id, "error", err)
+		}
 	}
 	if m.state == stopped {
 		return false
 	}
 	c.v.ImmediateExit(false)
 	return true
+}
+
+// Pause stops all vCPUs between two instructions and the guest's clock, and
+// returns when they stand still. Devices finish the requests they have begun.
+// Pausing a paused machine does nothing.
+func (m *Machine) Pause() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch m.state {
+	case running:
+	case paused:
+		return nil
+	case created:
+		return errors.New("the machine was not started yet")
+	default:
+		return ErrClosed
+	}
+	// A resume that is still under way: let its threads leave first.
+	for m.parked > 0 && m.state == running {
+		m.changed.Wait()
+	}
+	if m.state != running {
+		return ErrClosed
+	}
+	m.state = paused
+	for _, c := range m.vcpus {
+		c.kick()
+	}
+	for m.state == paused && m.parked < len(m.vcpus) {
+		m.changed.Wait()
+	}
+	if m.state == stopped {
+		return ErrClosed
+	}
+	var err error
+	m.clock, err = m.vm.Clock()
+	return err
+}
+
+// Resume lets a paused machine go on. The guest's clock goes on from where it
+// was. Resuming a running machine does nothing.
+func (m *Machine) Resume() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch m.state {
+	case running:
+		return nil
+	case paused:
+	case created:
+		return errors.New("the machine was not started yet")
+	default:
+		return ErrClosed
+	}
+	err := m.vm.SetClock(m.clock)
+	m.state = running
+	m.changed.Broadcast()
+	return err
+}
+
+// PowerButton presses the power button: it asks the guest politely to switch
+// itself off. Whether it does is the guest's decision.
+func (m *Machine) PowerButton() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state == created || m.state == stopped {
+		return ErrClosed
+	}
+	return errors.Join(m.vm.IRQLine(irqPower, true), m.vm.IRQLine(irqPower, false))
+}
+
+// Reset presses the reset button: the machine stops with reason Reset, as if
+// the guest had reset itself. To boot again, make a new machine.
+func (m *Machine) Reset() { m.finish(Reset, nil) }
+
+// Exits counts the vCPUs' exits to user space since Start, by kind.
+func (m *Machine) Exits() map[string]uint64 {
+	n := map[string]uint64{}
+	for _, c := range m.vcpus {
+		for kind := range c.exits {
+			if v := c.exits[kind].Load(); v != 0 {
+				n[kvm.Exit(kind).String()] += v
+			}
+		}
+	}
+	return n
 }
 
 // finish stops the machine for a reason; the first one counts.
