@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/moovm/moovm/cowdisk"
+)
+
+// diskFlag is one --disk FILE[,opt…].
+type diskFlag struct {
+	path     string
+	readOnly bool
+	serial   string
+	format   string // raw, cow or "" (look)
+}
+
+// parseDisk reads FILE[,ro][,serial=NAME][,format=raw|cow]. A comma in the
+// file's name is written twice.
+func parseDisk(s string) (diskFlag, error) {
+	words := splitCommas(s)
+	d := diskFlag{path: words[0]}
+	if d.path == "" {
+		return d, fmt.Errorf("--disk %s: the file's name is missing", s)
+	}
+	for _, w := range words[1:] {
+		key, value, _ := strings.Cut(w, "=")
+		switch {
+		case w == "ro":
+			d.readOnly = true
+		case key == "serial" && value != "":
+			if len(value) > 20 {
+				return d, fmt.Errorf("--disk %s: the serial %q is longer than virtio-blk's 20 bytes", s, value)
+			}
+			d.serial = value
+		case w == "format=raw", w == "format=cow":
+			d.format = value
+		default:
+			return d, fmt.Errorf("--disk %s: there is no option %q; use ro, serial=NAME, format=raw or format=cow", s, w)
+		}
+	}
+	return d, nil
+}
+
+// splitCommas splits at single commas; a double one stands for a comma.
+func splitCommas(s string) []string {
+	words := strings.Split(strings.ReplaceAll(s, ",,", "\x00"), ",")
+	for i := range words {
+		words[i] = strings.ReplaceAll(words[i], "\x00", ",")
+	}
+	return words
+}
+
+// open opens the disk's image. A file that is no COW image is a raw disk only
+// if the user says so: a COW image with a damaged header must not be taken for
+// one and written over.
+func (d diskFlag) open(o cowdisk.Options) (*cowdisk.Disk, error) {
+	o.ReadOnly = d.readOnly
+	if d.format == "raw" {
+		return cowdisk.OpenRaw(d.path, o)
+	}
+	disk, err := advise(cowdisk.Open(d.path, o))
+	if d.format == "" && errors.Is(err, cowdisk.ErrNotCOW) {
+		return nil, fmt.Errorf("%w; if it is a raw disk image, say so: --disk %s,format=raw", err, d.path)
+	}
+	return disk, err
+}
+
+// openEphemeral opens an overlay over base that has no name any more: it goes
+// with the process, however that ends.
+func openEphemeral(base string, o cowdisk.Options) (*cowdisk.Disk, error) {
+	dir, err := os.MkdirTemp("", "moovm-")
+	if err != nil {
+		return nil, fmt.Errorf("a place for the ephemeral overlay: %w; $TMPDIR chooses another", err)
+	}
+	defer os.RemoveAll(dir)
+	path := dir + "/overlay.cow"
+	if base, err = absPath(base); err != nil {
+		return nil, err
+	}
+	if err := cowdisk.Create(path, cowdisk.CreateOptions{Backing: base}); err != nil {
+		return nil, err
+	}
+	o.Backing = base
+	return cowdisk.Open(path, o)
+}

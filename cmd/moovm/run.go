@@ -1,0 +1,329 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/sandbox"
+	"github.com/moovm/moovm/vmm"
+)
+
+// machineFlags describe the guest on the command line.
+type machineFlags struct {
+	kernel, modules, initrd, append string
+	disks                           []string
+	base                            string
+	memory                          sizeFlag
+	cpus                            int
+	noTree                          bool
+	timeout                         time.Duration
+	console                         string
+	accel                           string
+	inSandbox                       bool
+	images                          imageFlags
+}
+
+func (m *machineFlags) register(f *pflag.FlagSet) {
+	m.memory = guest.DefaultMemory
+	f.StringVar(&m.kernel, "kernel", "", "kernel `FILE`: vmlinuz (bzImage) or ELF vmlinux (default: $MOOVM_KERNEL, or the cached one)")
+	f.StringVar(&m.modules, "modules", "", "the kernel's modules `DIR` (default: beside the kernel, or /lib/modules)")
+	f.StringVar(&m.initrd, "initrd", "", "initrd `FILE` instead of moovm's own init")
+	f.StringVar(&m.append, "append", "", "added to the kernel's command line: `\"ARG…\"`")
+	f.StringArrayVar(&m.disks, "disk", nil, "`FILE[,ro][,serial=NAME][,format=raw|cow]` (repeatable); the first is /dev/vda")
+	f.StringVar(&m.base, "base", "", "an ephemeral overlay on `FILE` as /dev/vda, gone when the machine stops")
+	f.Var(&m.memory, "memory", "the guest's memory")
+	f.IntVar(&m.cpus, "cpus", 1, "the guest's processors")
+	f.BoolVar(&m.noTree, "no-9p", false, "leave the metadata tree out")
+	f.DurationVar(&m.timeout, "timeout", 0, "stop the machine after `TIME`, such as 60s (exit status 124)")
+	f.StringVar(&m.console, "console", "", "write the serial console to `FILE` (- for standard output)")
+	f.StringVar(&m.accel, "accel", "auto", "auto, kvm or sandbox: where the machine runs")
+	f.BoolVar(&m.inSandbox, "in-sandbox", false, "this is the program inside the sandbox")
+	f.MarkHidden("in-sandbox")
+	m.images.register(f)
+}
+
+// check finds what is wrong with the flags alone.
+func (m *machineFlags) check() error {
+	switch m.accel {
+	case "auto", "kvm", "sandbox":
+	default:
+		return fmt.Errorf("--accel %s: use auto, kvm or sandbox", m.accel)
+	}
+	if m.base != "" && len(m.disks) > 0 {
+		// Both would want to be /dev/vda.
+		return errors.New("--base is the root disk by itself; leave --base or --disk out")
+	}
+	if m.timeout < 0 {
+		return fmt.Errorf("--timeout %v: a time cannot be negative", m.timeout)
+	}
+	for _, d := range m.disks {
+		if _, err := parseDisk(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newRunCommand(g *globals) *cobra.Command {
+	m := &machineFlags{}
+	cmd := &cobra.Command{
+		Use:   "run [flags] [-- COMMAND [ARG…]]",
+		Short: "Boot a guest on a disk, or run one command in it",
+		Long: `Boots a Linux kernel in moovm's own KVM machine. Without COMMAND the disk's init
+(systemd) takes over and this terminal is the guest's serial console; Ctrl-A x
+stops the machine, Ctrl-A h shows help. With COMMAND, that runs on the root
+disk, and its standard streams and exit status are this program's.
+
+The disk's metadata is in the guest at /run/moovm. Where this machine's KVM is
+missing or cannot run a kernel, the same happens in the sandbox (moovm help
+sandbox), which is slower; --accel chooses.
+
+Exit status: COMMAND's; 124 timeout, 125 the machine could not run or ended too
+early, 126 kernel panic; 0 after a power-off.`,
+		Example: `  moovm run --kernel vmlinuz --disk root.cow
+  moovm run --kernel vmlinuz --base base.img -- sh -c 'uname -a; exit 7'
+  moovm run --kernel vmlinuz --disk root.cow --disk data.img,format=raw,ro --memory 2G --timeout 5m -- make check`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
+				return usageError(fmt.Errorf("moovm run: %q is not a flag; write -- before the guest's command", args[0]))
+			}
+			if err := m.check(); err != nil {
+				return usageError(fmt.Errorf("moovm run: %w", err))
+			}
+			status, err := m.run(cmd.Context(), g, args)
+			if err != nil || status != 0 {
+				return &statusError{status, err}
+			}
+			return nil
+		},
+	}
+	m.register(cmd.Flags())
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+// run boots the guest here or in the sandbox and returns the exit status.
+func (m *machineFlags) run(ctx context.Context, g *globals, args []string) (int, error) {
+	c := guest.Config{
+		Memory: int64(m.memory), CPUs: m.cpus, Append: m.append, NoTree: m.noTree,
+		Version: version, Logger: g.logger(),
+	}
+	// Everything that can be wrong is looked at first, on this side of the
+	// sandbox. The disks stay locked while the sandbox works on them.
+	closeAll, err := m.open(&c)
+	defer closeAll()
+	if err != nil {
+		return guest.StatusCannotRun, err
+	}
+	sandboxed, err := m.chooseSandbox(ctx, g)
+	if err != nil {
+		return guest.StatusCannotRun, err
+	}
+	if sandboxed {
+		status, err := m.runSandboxed(ctx, g)
+		if err != nil {
+			return guest.StatusCannotRun, err
+		}
+		return status, nil
+	}
+	return m.boot(ctx, c, args)
+}
+
+// open opens the kernel, the modules, the initrd and the disks.
+func (m *machineFlags) open(c *guest.Config) (closeAll func(), err error) {
+	var closers []io.Closer
+	closeAll = func() {
+		for _, cl := range closers {
+			cl.Close()
+		}
+	}
+	if m.kernel == "" {
+		if m.kernel, err = findKernel(); err != nil {
+			return closeAll, err
+		}
+	}
+	if c.Kernel, err = guest.LoadKernel(m.kernel); err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, c.Kernel)
+	switch {
+	case m.initrd != "":
+		if c.Initrd, err = os.ReadFile(m.initrd); err != nil {
+			return closeAll, fmt.Errorf("initrd: %w", err)
+		}
+	case m.modules != "":
+		if c.Modules, err = guest.OpenModules(m.modules, c.Kernel.Release); err != nil {
+			return closeAll, err
+		}
+	default:
+		// A kernel may have all it needs built in.
+		if c.Modules, err = guest.FindModules(c.Kernel); err != nil && !errors.Is(err, guest.ErrNoModules) {
+			return closeAll, err
+		}
+	}
+	if m.base != "" {
+		d, err := openEphemeral(m.base, m.images.options())
+		if err != nil {
+			return closeAll, err
+		}
+		closers = append(closers, d)
+		c.Disks = append(c.Disks, guest.Disk{COW: d})
+	}
+	for _, flag := range m.disks {
+		f, err := parseDisk(flag)
+		if err != nil {
+			return closeAll, err
+		}
+		d, err := f.open(m.images.options())
+		if err != nil {
+			return closeAll, err
+		}
+		closers = append(closers, d)
+		c.Disks = append(c.Disks, guest.Disk{COW: d, ReadOnly: f.readOnly, Serial: f.serial})
+	}
+	return closeAll, nil
+}
+
+// chooseSandbox decides where the machine runs.
+func (m *machineFlags) chooseSandbox(ctx context.Context, g *globals) (bool, error) {
+	if m.accel == "sandbox" && !m.inSandbox {
+		return true, nil
+	}
+	probe, err := vmm.Probe(ctx, "")
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case probe.Usable:
+		return false, nil
+	case m.accel == "kvm" || m.inSandbox:
+		return false, fmt.Errorf("%s; use --accel sandbox, or see moovm doctor", probe.Reason)
+	}
+	if !g.quiet {
+		fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", probe.Reason)
+	}
+	return true, nil
+}
+
+// runSandboxed runs this same command line on an emulated host.
+func (m *machineFlags) runSandboxed(ctx context.Context, g *globals) (int, error) {
+	program, err := self()
+	if err != nil {
+		return 0, err
+	}
+	// Memory for the guest, for what it writes to an ephemeral overlay, and
+	// for the emulated host itself.
+	c := sandbox.Config{
+		Memory: max(sandbox.DefaultMemory, 2*int64(m.memory)+2<<30),
+		Logger: g.logger(),
+	}
+	if c.Kernel, err = findKernel(); err != nil {
+		c.Kernel = m.kernel
+	}
+	for _, flag := range m.disks {
+		if f, err := parseDisk(flag); err == nil && !f.readOnly {
+			if err := addFolder(&c.Writable, f.path); err != nil {
+				return 0, err
+			}
+		}
+	}
+	if m.console != "" && m.console != "-" {
+		if err := addFolder(&c.Writable, m.console); err != nil {
+			return 0, err
+		}
+	}
+	args := append([]string{program, "run", "--in-sandbox"}, os.Args[2:]...)
+	return runInSandbox(ctx, c, args)
+}
+
+// addFolder adds the folder that file is in.
+func addFolder(folders *[]string, file string) error {
+	path, err := absPath(file)
+	if err != nil {
+		return err
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	dir := filepath.Dir(path)
+	for _, have := range *folders {
+		if have == dir {
+			return nil
+		}
+	}
+	*folders = append(*folders, dir)
+	return nil
+}
+
+func absPath(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	return abs, nil
+}
+
+// boot runs the guest in this process.
+func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) (int, error) {
+	if m.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("--timeout %v: %w", m.timeout, context.DeadlineExceeded))
+		defer cancel()
+	}
+	ctx, quit := context.WithCancelCause(ctx)
+	defer quit(nil)
+
+	if m.console != "" && m.console != "-" {
+		f, err := os.Create(m.console)
+		if err != nil {
+			return guest.StatusCannotRun, fmt.Errorf("--console: %w", err)
+		}
+		defer f.Close()
+		c.Console.Out = f
+	}
+	restore := func() {}
+	if len(args) > 0 {
+		dir := "/"
+		c.Command = &guest.Command{Args: args, Dir: dir}
+		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+		if m.console == "-" {
+			c.Console.Out = os.Stdout
+		}
+	} else {
+		raw, r, err := rawTerminal()
+		if err != nil {
+			return guest.StatusCannotRun, err
+		}
+		restore = r
+		defer restore()
+		if c.Console.Out == nil {
+			c.Console.Out = os.Stdout
+		}
+		c.Console.In = os.Stdin
+		if raw {
+			c.Console.In = &escapeReader{in: os.Stdin, help: os.Stdout, quit: func() { quit(errQuit) }}
+		}
+	}
+	result, err := guest.Boot(ctx, c)
+	restore()
+	if errors.Is(err, errQuit) {
+		fmt.Fprintln(os.Stderr, "moovm: stopped")
+		return 0, nil
+	}
+	c.Logger.Log(ctx, slog.LevelInfo, "guest ended", "reason", result.Reason.String(), "took", result.Took)
+	return guest.ExitStatus(result, err), err
+}
+
+// errQuit is the cause of a stop by Ctrl-A x.
+var errQuit = errors.New("stopped from the keyboard")
+
