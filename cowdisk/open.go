@@ -73,15 +73,7 @@ func openDisk(path string, o Options, raw bool) (_ *Disk, err error) {
 			closeLayers(op.layers)
 		}
 	}()
-	real, err := o.fs().Resolve(path)
-	if err != nil {
-		return nil, err
-	}
-	f, err := o.fs().Open(real, o.mode(true))
-	if err != nil {
-		return nil, renamed(err, real, path)
-	}
-	if err := op.add(path, real, f, raw, !raw); err != nil {
+	if err := op.open(path, raw); err != nil {
 		return nil, err
 	}
 	return newDisk(path, op.layers, o.ReadOnly), nil
@@ -107,8 +99,23 @@ func renamed(err error, real, path string) error {
 
 // opener builds a chain from the top down. Its files are closed by whoever owns it when something fails.
 type opener struct {
-	o      Options
-	layers []*layer
+	o         Options
+	layers    []*layer
+	topOnly   bool // leave the backing file alone
+	writeBase bool // the layer below the top is opened for writing, too (commit)
+}
+
+// open opens the image at path as the top of the chain.
+func (op *opener) open(path string, raw bool) error {
+	real, err := op.o.fs().Resolve(path)
+	if err != nil {
+		return err
+	}
+	f, err := op.o.fs().Open(real, op.o.mode(true))
+	if err != nil {
+		return renamed(err, real, path)
+	}
+	return op.add(path, real, f, raw, !raw)
 }
 
 // add makes f, which it owns from here on, the next layer, and goes on to its backing file.
@@ -165,6 +172,9 @@ func standalone(backing string) bool { return backing == "" || backing == standa
 
 func (op *opener) addBacking(l *layer) error {
 	top := len(op.layers) == 1
+	if op.topOnly {
+		return nil
+	}
 	if standalone(l.hdr.Backing) && !(top && op.o.Backing != "") {
 		return nil
 	}
@@ -241,6 +251,7 @@ func (op *opener) openBacking(l *layer, top bool) (f File, path, real string, er
 		}
 	}
 	m := op.o.mode(false)
+	m.Write = op.writeBase && top
 	if trusted {
 		if f, err = fsys.Open(real, m); err != nil {
 			return nil, path, real, missing(err)
