@@ -109,9 +109,9 @@ func TestServeSilentClient(t *testing.T) {
 	go func() {
 		conn.Write(wire.Version(DefaultMsize))
 		conn.Write(wire.Attach(1, 0))
-		conn.Write(wire.Walk(1, 0, 1, "f"))
-		conn.Write(wire.Open(1, 1, 0))
-		for tag := uint16(0); ; tag++ {
+		conn.Write(wire.Walk(2, 0, 1, "f"))
+		conn.Write(wire.Open(3, 1, 0))
+		for tag := uint16(10); ; tag++ {
 			if _, err := conn.Write(wire.Read(tag, 1, 0, DefaultMsize)); err != nil {
 				return
 			}
