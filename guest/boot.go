@@ -169,6 +169,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	if cfg.Memory == 0 {
 		cfg.Memory = DefaultMemory
 	}
+	start := time.Now()
 	disks := slices.Clone(cfg.Disks)
 	for i := range disks {
 		if d := &disks[i]; d.Backend == nil {
@@ -189,6 +190,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		fromGuest: newPipe(), toGuest: newPipe(),
 		served: make(chan error, 1),
 		done:   make(chan struct{}),
+		start:  start,
 	}
 	g.control = NewControl(g.fromGuest, g.toGuest, ControlConfig{
 		Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr, OnStart: cfg.OnStart,
@@ -222,7 +224,6 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		return nil, err
 	}
 	go func() { g.served <- g.control.Run() }()
-	g.start = time.Now()
 	if err := g.machine.Start(); err != nil {
 		g.machine.Close()
 		g.endControl(ctx)
@@ -535,6 +536,9 @@ func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
 		need = append(need, share...)
 	} else if !cfg.NoTree {
 		like = append(like, append([]string{"virtio_pci"}, share...)...)
+	}
+	if init.Command == nil {
+		like = append(like, "autofs4") // systemd's automount units
 	}
 	needed, err := m.Resolve(append(need, cfg.LoadModules...)...)
 	if err != nil {

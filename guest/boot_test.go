@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -120,4 +121,20 @@ func TestBootNoRoot(t *testing.T) {
 	if !errors.As(err, &g) || g.Kind != FailRoot || !strings.Contains(g.Message, "LABEL=here") {
 		t.Error(err)
 	}
+}
+
+// Much output arrives whole and in order, however slowly it is taken.
+func TestBootOutput(t *testing.T) {
+	c := needMachine(t)
+	c.Files = []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
+	c.Command = sh("busybox time busybox seq 1 30000; echo end >&2")
+	r, stdout, stderr, err := c.boot(t, 2*time.Minute)
+	want := strings.Builder{}
+	for i := 1; i <= 30000; i++ {
+		fmt.Fprintln(&want, i)
+	}
+	if err != nil || r.ExitStatus != 0 || stdout != want.String() {
+		t.Errorf("%v, status %d, %d bytes of stdout, want %d", err, r.ExitStatus, len(stdout), want.Len())
+	}
+	t.Logf("%d bytes: %s", len(stdout), stderr)
 }

@@ -11,7 +11,7 @@ import (
 
 const (
 	// consoleLines and consoleLineLen bound what is kept of a console.
-	consoleLines   = 60
+	consoleLines   = 100
 	consoleLineLen = 500
 )
 

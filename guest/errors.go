@@ -57,7 +57,7 @@ func (e *StoppedError) Error() string {
 func (e *StoppedError) Unwrap() error { return e.Err }
 
 // consoleQuote is how many lines of the console an error message shows.
-const consoleQuote = 25
+const consoleQuote = 40
 
 func withConsole(text string, lines []string) string {
 	if len(lines) == 0 {

@@ -310,12 +310,12 @@ func mountRoot(dev blockDevice, root Root, target string) error {
 	var first error
 	for _, t := range types {
 		m := Mount{Source: "/dev/" + dev.Name, Target: target, Type: t, Options: root.Options}
-		if root.ReadOnly {
+		if root.ReadOnly || dev.ReadOnly {
 			m.Options = joinOptions("ro", m.Options)
 		}
 		err := mountOne(m)
-		if !root.ReadOnly && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS)) {
-			m.Options = joinOptions("ro", m.Options) // the disk is read-only
+		if !root.ReadOnly && !dev.ReadOnly && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS)) {
+			m.Options = joinOptions("ro", m.Options) // it cannot be written after all
 			err = mountOne(m)
 		}
 		if err == nil {
@@ -430,7 +430,7 @@ func (in *initProcess) failStatus(kind string, status int, err error) {
 
 // console writes one line to the kernel's console.
 func (in *initProcess) console(text string) {
-	fmt.Fprintf(os.Stderr, "\r\nmoovm: %s\r\n", text)
+	fmt.Fprintf(os.Stderr, "\nmoovm: %s\n", text)
 }
 
 // powerOff ends the machine. File systems are left clean.

@@ -165,7 +165,7 @@ func ext4Image(t *testing.T, mkfs ...string) string {
 	if err := os.WriteFile(filepath.Join(tree, "bin/busybox"), b, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "cat", "sleep", "mount", "ls", "ps", "id", "stty", "ip", "head", "sha256sum", "dd", "tty"} {
+	for _, name := range []string{"sh", "cat", "sleep", "mount", "ls", "ps", "id", "stty", "ip", "poweroff", "head", "sha256sum", "dd", "tty"} {
 		if err := os.Symlink("busybox", filepath.Join(tree, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
@@ -204,5 +204,123 @@ func TestQEMUCommandOnDisk(t *testing.T) {
 	out, err := exec.Command("e2fsck", "-fn", img).CombinedOutput()
 	if err != nil || strings.Contains(string(out), "recovering journal") {
 		t.Errorf("the file system is not clean: %v\n%s", err, out)
+	}
+}
+
+func TestQEMUTerminal(t *testing.T) {
+	r := qemuGuest{
+		config: InitConfig{Control: "/dev/ttyS1", Hostname: "box", Command: &Command{
+			Args: []string{"/bin/busybox", "sh", "-c", "busybox tty; busybox stty size; busybox hostname; read x; echo got $x; read y || echo eof"},
+			Env:  []string{"PATH=/bin", "TERM=xterm"}, Terminal: true, Rows: 33, Columns: 101}},
+		files: []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
+		stdin: strings.NewReader("hello\n"),
+	}.run(t)
+	want := []string{"/dev/pts/0", "33 101", "box", "got hello", "eof"}
+	for _, w := range want {
+		if !strings.Contains(r.stdout, w+"\r\n") {
+			t.Errorf("no %q in %q", w, r.stdout)
+		}
+	}
+	if !r.Exited || r.Status != 0 {
+		t.Errorf("got %+v", r.ControlState)
+	}
+}
+
+func TestQEMUCannotStart(t *testing.T) {
+	for name, c := range map[string]struct {
+		command Command
+		status  int
+		text    string
+	}{
+		"missing":    {Command{Args: []string{"nonesuch"}}, 127, "nonesuch: not found in the guest"},
+		"not a file": {Command{Args: []string{"/bin"}}, 126, "/bin cannot be run in the guest"},
+		"folder":     {Command{Args: []string{"/bin/busybox"}, Dir: "/nowhere"}, 127, "no working folder /nowhere"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := qemuGuest{
+				config: InitConfig{Control: "/dev/ttyS1", Command: &c.command},
+				files:  []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
+			}.run(t)
+			f := r.Failure
+			if f == nil || f.Kind != FailCommand || f.Status != c.status || !strings.Contains(f.Message, c.text) || r.Exited || !r.Bye {
+				t.Errorf("got %+v", r.ControlState)
+			}
+			if !strings.Contains(r.console, c.text) {
+				t.Errorf("the console says %q", r.console)
+			}
+		})
+	}
+}
+
+func TestQEMUReadOnlyDisk(t *testing.T) {
+	img := ext4Image(t)
+	r := qemuGuest{
+		config: InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "SERIAL=the-root"},
+			Command: &Command{Args: []string{"sh", "-c", "echo x > /file; echo y > /tmp/file && cat /tmp/file; exit 3"}}},
+		modules: []string{"virtio_pci", "virtio_blk", "ext4"},
+		qemu: []string{"-blockdev", "driver=file,node-name=d,read-only=on,filename=" + img,
+			"-device", "virtio-blk-pci,drive=d,serial=the-root"},
+	}.run(t)
+	if r.Status != 3 || r.stdout != "y\n" || !strings.Contains(r.stderr, "Read-only file system") || !r.Bye {
+		t.Errorf("got %+v, stdout %q, stderr %q", r.ControlState, r.stdout, r.stderr)
+	}
+}
+
+func TestQEMUOverlay(t *testing.T) {
+	img := ext4Image(t)
+	before, err := os.ReadFile(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := qemuGuest{
+		config: InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "/dev/vda", ReadOnly: true, Overlay: true},
+			Command: &Command{Args: []string{"sh", "-c", "echo x > /root/file && cat /root/file"}}},
+		modules: []string{"virtio_pci", "virtio_blk", "ext4", "overlay"},
+		disks:   []string{img},
+	}.run(t)
+	if !r.Exited || r.Status != 0 || r.stdout != "x\n" {
+		t.Errorf("got %+v, stdout %q", r.ControlState, r.stdout)
+	}
+	if after, err := os.ReadFile(img); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the disk changed (%v)", err)
+	}
+}
+
+func TestQEMUNoInit(t *testing.T) {
+	r := qemuGuest{
+		config:  InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "/dev/vda"}, Init: "/lib/systemd/systemd"},
+		modules: []string{"virtio_pci", "virtio_blk", "ext4"},
+		disks:   []string{ext4Image(t)},
+	}.run(t)
+	if f := r.Failure; f == nil || f.Kind != FailInit || !strings.Contains(f.Message, "/lib/systemd/systemd") {
+		t.Errorf("got %+v", r.ControlState)
+	}
+}
+
+// A disk's own init takes over as PID 1, with /run as it was left.
+func TestQEMUHandOver(t *testing.T) {
+	img := ext4Image(t)
+	script := "#!/bin/sh\necho pid $$ > /dev/ttyS0\nmount > /dev/ttyS0\nls /moovm > /dev/ttyS0 2>&1\n/bin/busybox poweroff -f\n"
+	dbg := exec.Command("debugfs", "-w", "-f", "-", img)
+	file := filepath.Join(t.TempDir(), "init")
+	if err := os.WriteFile(file, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dbg.Stdin = strings.NewReader("write " + file + " sbin/init\nset_inode_field sbin/init mode 0100755\n")
+	if out, err := dbg.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	r := qemuGuest{
+		config:  InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "/dev/vda"}},
+		modules: []string{"virtio_pci", "virtio_blk", "ext4"},
+		disks:   []string{img},
+	}.run(t)
+	if !r.Started || r.Failure != nil {
+		t.Errorf("got %+v", r.ControlState)
+	}
+	for _, want := range []string{"pid 1\r\n", "/dev/vda on / type ext4", "tmpfs on /run type tmpfs", "devtmpfs on /dev ", "/moovm: No such file"} {
+		if !strings.Contains(r.console, want) {
+			t.Errorf("no %q on the console: %s", want, r.console)
+		}
 	}
 }

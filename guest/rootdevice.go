@@ -61,6 +61,7 @@ type blockDevice struct {
 	DevNo    string // major:minor
 	Serial   string
 	PartUUID string
+	ReadOnly bool
 	FS       fsInfo
 }
 
@@ -132,7 +133,7 @@ func listBlockDevices(sys string, open func(name string) (readAtCloser, error)) 
 	var out []blockDevice
 	parts := map[string]map[int]string{}
 	for _, e := range entries {
-		d := blockDevice{Name: e.Name(), DevNo: attribute(e.Name(), "dev"), Serial: attribute(e.Name(), "serial")}
+		d := blockDevice{Name: e.Name(), DevNo: attribute(e.Name(), "dev"), Serial: attribute(e.Name(), "serial"), ReadOnly: attribute(e.Name(), "ro") == "1"}
 		sectors, _ := strconv.ParseInt(attribute(e.Name(), "size"), 10, 50)
 		d.Size = sectors * 512
 		if d.Size == 0 || strings.HasPrefix(d.Name, "loop") || strings.HasPrefix(d.Name, "ram") {
