@@ -22,7 +22,7 @@ func Rebase(ctx context.Context, path, backing string, o ToolOptions) error {
 		op := opener{o: o.Options}
 		op.o.ReadOnly, op.o.Backing = true, ""
 		defer func() { closeLayers(op.layers) }()
-		if err := op.open2(backingPath(top.real, h.Backing), top); err != nil {
+		if err := op.openBase(backingPath(top.real, h.Backing), top); err != nil {
 			return err
 		}
 		below = newChain(op.layers)
@@ -74,8 +74,8 @@ func (d *Disk) keepOld(old, below *chain, off, n int64, p *progress) error {
 	return nil
 }
 
-// open2 opens a backing file that the caller named, raw or COW, for the image top.
-func (op *opener) open2(path string, top *layer) error {
+// openBase opens a backing file that the caller named, raw or COW, for the image top.
+func (op *opener) openBase(path string, top *layer) error {
 	real, err := op.o.fs().Resolve(path)
 	if err != nil {
 		return err
