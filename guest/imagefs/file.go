@@ -153,10 +153,7 @@ func (f *file) Readdir(off uint64, count uint32) (p9.Dirents, error) {
 	for room := int(count); off < uint64(len(children)); off++ {
 		c := children[off]
 		room -= 13 + 8 + 1 + 2 + len(c.name) // qid offset type name
-		if room < 0 {
-			if entries == nil {
-				return nil, linux.EINVAL // none at all would mean the end
-			}
+		if room < 0 && entries != nil {
 			break
 		}
 		entries = append(entries, p9.Dirent{QID: c.qid, Offset: off + 1, Type: direntType(c.mode()), Name: c.name})
