@@ -57,9 +57,8 @@ func memoryMap(size int64) []e820Entry {
 // resetStub is the machine's whole BIOS. A Linux kernel on hardware-reduced
 // ACPI without EFI reboots by jumping to the reset vector in real mode.
 var resetStub = []byte{
-	0xb0, resetValue, // mov al, 6
-	0xba, 0xf9, 0x0c, // mov dx, 0xcf9
-	0xee,       // out dx, al
+	0xb0, 0xfe, // mov al, 0xfe
+	0xe6, portKeyboardSt, // out 0x64, al
 	0xf4,       // hlt
 	0xeb, 0xfd, // jmp to the hlt
 }

@@ -318,31 +318,28 @@ func (m *Machine) park(c *vcpu) bool {
 func (m *Machine) Pause() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch m.state {
-	case running:
-	case paused:
-		return nil
-	case created:
-		return errors.New("the machine was not started yet")
-	default:
-		return ErrClosed
-	}
 	// A resume that is still under way: let its threads leave first.
-	for m.parked > 0 && m.state == running {
+	for m.state == running && m.parked > 0 {
 		m.changed.Wait()
 	}
-	if m.state != running {
-		return ErrClosed
-	}
-	m.state = paused
-	for _, c := range m.vcpus {
-		c.kick()
+	begun := m.state == running
+	switch m.state {
+	case running:
+		m.state = paused
+		for _, c := range m.vcpus {
+			c.kick()
+		}
+	case created:
+		return errors.New("the machine was not started yet")
 	}
 	for m.state == paused && m.parked < len(m.vcpus) {
 		m.changed.Wait()
 	}
-	if m.state == stopped {
-		return ErrClosed
+	if m.state != paused {
+		return ErrClosed // or resumed meanwhile, by somebody else
+	}
+	if !begun {
+		return nil
 	}
 	var err error
 	m.clock, err = m.vm.Clock()
