@@ -275,6 +275,12 @@ func (f *memFile) enter(op string, n int) (int, error) {
 func (f *memFile) change(op memOp) {
 	f.fs.mu.Lock()
 	f.n.cur.apply(op)
+	if lo, hi := op.off&^511, (op.off+op.n+511)&^511; op.kind == 'w' && (lo != op.off || hi != op.off+op.n) || op.kind == 'z' && op.n < 1<<24 && (lo != op.off || hi != op.off+op.n) {
+		// A disk writes whole sectors: with a part of one goes the rest of it.
+		op = memOp{kind: 'w', off: lo, data: make([]byte, max(0, min(hi, f.n.cur.size)-lo))}
+		f.n.cur.read(op.data, lo)
+		op.n = int64(len(op.data))
+	}
 	f.n.log = append(f.n.log, op)
 	f.n.mtime++
 	f.fs.mu.Unlock()
@@ -298,6 +304,11 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
 
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	n, err := f.enter("write", len(p))
+	if n < len(p) { // sectors are whole or not there
+		if n = max(0, int((off+int64(n))&^511-off)); n == 0 && err == nil {
+			n = min(len(p), int(512-off%512))
+		}
+	}
 	if n > 0 {
 		f.change(memOp{'w', off, int64(n), append([]byte(nil), p[:n]...)})
 	}

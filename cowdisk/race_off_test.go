@@ -1,0 +1,5 @@
+//go:build !race
+
+package cowdisk
+
+const raceEnabled = false
