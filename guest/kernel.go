@@ -267,7 +267,7 @@ func unpackBzImage(path string, b []byte) (image []byte, format, release string,
 	}
 	start := uint64(setup+1)*512 + uint64(le.Uint32(b[bzPayloadOffset:]))
 	length := uint64(le.Uint32(b[bzPayloadLength:]))
-	if length == 0 || start+length > uint64(len(b)) {
+	if length < 4 || start+length > uint64(len(b)) {
 		return nil, "", "", &KernelError{path, fmt.Sprintf("is truncated: its payload should end at byte %d, the file has %d",
 			start+length, len(b)), nil}
 	}
@@ -283,6 +283,12 @@ func unpackBzImage(path string, b []byte) (image []byte, format, release string,
 	}
 	if image, err = c.unpack(payload, maxKernelImage); err != nil {
 		return nil, "", "", &KernelError{path, "has a damaged " + c.name + " payload", err}
+	}
+	// The last four bytes of a payload, in any format, are its unpacked size
+	// (arch/x86/boot/compressed/mkpiggy.c relies on it).
+	if size := le.Uint32(payload[max(0, len(payload)-4):]); uint32(len(image)) != size {
+		return nil, "", "", &KernelError{path, fmt.Sprintf("has a damaged %s payload: it unpacks to %d bytes instead of %d",
+			c.name, len(image), size), nil}
 	}
 	return image, "bzImage (" + c.name + ")", release, nil
 }
@@ -342,7 +348,8 @@ func (k *Kernel) check() error {
 	bad := func(problem string) error { return &KernelError{k.Path, problem, nil} }
 	var h elf.Header64
 	b := make([]byte, 64)
-	if n, err := k.ReadAt(b, 0); n < 20 || !bytes.HasPrefix(b, []byte(elf.ELFMAG)) {
+	n, err := k.ReadAt(b, 0)
+	if n < 20 || !bytes.HasPrefix(b, []byte(elf.ELFMAG)) {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return &KernelError{k.Path, "cannot be read", err}
 		}
@@ -361,7 +368,7 @@ func (k *Kernel) check() error {
 	if elf.Class(b[elf.EI_CLASS]) != elf.ELFCLASS64 {
 		return bad("is not a 64-bit ELF file")
 	}
-	if _, err := binary.Decode(b, binary.LittleEndian, &h); err != nil {
+	if _, err := binary.Decode(b, binary.LittleEndian, &h); err != nil || n < len(b) {
 		return bad("ends inside its ELF header")
 	}
 	if t := elf.Type(h.Type); t != elf.ET_EXEC && t != elf.ET_DYN {

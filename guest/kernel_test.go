@@ -1,0 +1,439 @@
+package guest
+
+import (
+	"bytes"
+	"compress/gzip"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
+)
+
+const testRelease = "9.8.7-test"
+
+// elfKernel is a small ELF image that passes for an x86-64 kernel.
+func elfKernel() []byte {
+	const banner = "Linux version %s (not this one)\x00Linux version " + testRelease + " (someone@somewhere) #1 SMP\n\x00"
+	body := append(bytes.Repeat([]byte{0x90}, 300<<10), banner...)
+	var b bytes.Buffer
+	h := elf.Header64{
+		Ident: [16]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1},
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Entry: 0x1000000,
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+	}
+	p := elf.Prog64{Type: uint32(elf.PT_LOAD), Off: 120, Vaddr: 0x1000000, Paddr: 0x1000000,
+		Filesz: uint64(len(body)), Memsz: uint64(len(body)) + 4096}
+	_ = binary.Write(&b, binary.LittleEndian, h)
+	_ = binary.Write(&b, binary.LittleEndian, p)
+	b.Write(body)
+	return b.Bytes()
+}
+
+// bzImage wraps a payload as the kernel's build does: the unpacked size
+// follows it, except with gzip, which has it already.
+func bzImage(payload []byte, size int) []byte {
+	if !bytes.HasPrefix(payload, []byte{0x1f, 0x8b}) {
+		payload = binary.LittleEndian.AppendUint32(bytes.Clone(payload), uint32(size))
+	}
+	b := make([]byte, 512*(1+3)) // boot sector and 3 sectors of set-up
+	b[bzSetupSects] = 3
+	b[0x1fe], b[0x1ff] = 0x55, 0xaa
+	copy(b[0x202:], "HdrS")
+	binary.LittleEndian.PutUint16(b[bzVersion:], 0x020f)
+	binary.LittleEndian.PutUint16(b[bzKernelVersion:], 0x300)
+	copy(b[0x500:], testRelease+" (someone@somewhere) #1 SMP\x00")
+	const stub = 100 // decompressor in front of the payload
+	binary.LittleEndian.PutUint32(b[bzPayloadOffset:], stub)
+	binary.LittleEndian.PutUint32(b[bzPayloadLength:], uint32(len(payload)))
+	b = append(b, make([]byte, stub)...)
+	b = append(b, payload...)
+	return append(b, "trailer"...)
+}
+
+// pack compresses data with each packer there is a writer for.
+func pack(t testing.TB, data []byte) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{}
+	run := func(name string, open func(w io.Writer) (io.WriteCloser, error)) {
+		var b bytes.Buffer
+		w, err := open(&b)
+		if err == nil {
+			_, err = w.Write(data)
+		}
+		if err == nil {
+			err = w.Close()
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		out[name] = b.Bytes()
+	}
+	run("gzip", func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil })
+	run("xz", func(w io.Writer) (io.WriteCloser, error) {
+		return xz.WriterConfig{CheckSum: xz.CRC32, BlockSize: 100 << 10}.NewWriter(w) // several blocks
+	})
+	run("zstd", func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) })
+	run("lzma", func(w io.Writer) (io.WriteCloser, error) {
+		return lzma.WriterConfig{EOSMarker: true}.NewWriter(w)
+	})
+	run("lz4", func(w io.Writer) (io.WriteCloser, error) {
+		z := lz4.NewWriter(w)
+		return z, z.Apply(lz4.LegacyOption(true))
+	})
+	return out
+}
+
+func TestLoadBzImage(t *testing.T) {
+	want := elfKernel()
+	for name, payload := range pack(t, want) {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "vmlinuz")
+			writeFile(t, path, bzImage(payload, len(want)))
+			k, err := KernelLoader{}.Load(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer k.Close()
+			got, err := k.Image()
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("the image differs (%d bytes, want %d), %v", len(got), len(want), err)
+			}
+			if k.Release != testRelease || k.Format != "bzImage ("+name+")" || k.ELFPath() != "" || k.Size() != int64(len(want)) {
+				t.Errorf("got release %q, format %q", k.Release, k.Format)
+			}
+			for _, cut := range []int{5, len(payload) / 2, len(payload) - 1} {
+				if name == "xz" && cut == len(payload)-1 {
+					continue // only the stream's footer, which is not looked at
+				}
+				if _, err := ParseKernel("cut", bzImage(payload[:cut], len(want))); !errors.Is(err, ErrNotKernel) {
+					t.Errorf("payload cut at %d: %v", cut, err)
+				}
+			}
+		})
+	}
+}
+
+func TestLoadELF(t *testing.T) {
+	dir := t.TempDir()
+	image := elfKernel()
+	path := filepath.Join(dir, "vmlinux")
+	writeFile(t, path, image)
+	k, err := LoadKernel(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.Release != testRelease || k.Format != "ELF" || k.ELFPath() != path {
+		t.Errorf("got %+v", k)
+	}
+	var b bytes.Buffer
+	if n, err := k.WriteTo(&b); err != nil || n != int64(len(image)) || !bytes.Equal(b.Bytes(), image) {
+		t.Errorf("WriteTo: %d bytes, %v", n, err)
+	}
+	for range 2 {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	k, err = ParseKernel("vmlinux.gz", pack(t, image)["gzip"])
+	if err != nil || k.Format != "ELF, gzip" || k.Release != testRelease {
+		t.Errorf("packed ELF: %+v, %v", k, err)
+	}
+}
+
+func TestNotAKernel(t *testing.T) {
+	at := func(off int, magic string) []byte {
+		b := make([]byte, 4096)
+		copy(b[off:], magic)
+		return b
+	}
+	change := func(b []byte, f func(b []byte)) []byte {
+		b = bytes.Clone(b)
+		f(b)
+		return b
+	}
+	bz := bzImage(elfKernel(), len(elfKernel()))
+	k := elfKernel()
+	le := binary.LittleEndian
+	for name, c := range map[string]struct {
+		data []byte
+		want string
+	}{
+		"empty":        {nil, "is empty"},
+		"text":         {[]byte("hello\n"), "is not a Linux kernel"},
+		"zeros":        {make([]byte, 10000), "is not a Linux kernel"},
+		"arm64":        {at(56, "ARM\x64"), "is an ARM64 kernel"},
+		"packed arm64": {pack(t, at(56, "ARM\x64"))["gzip"], "is an ARM64 kernel"},
+		"arm":          {at(0x24, "\x18\x28\x6f\x01"), "is a 32-bit ARM kernel"},
+		"riscv":        {at(56, "RSC\x05"), "is a RISC-V kernel"},
+		"zboot":        {at(0, "MZ\x00\x00zimg"), "EFI zboot"},
+		"efi":          {at(0, "MZ"), "EFI program"},
+		"initrd":       {at(0, "070701"), "cpio archive"},
+		"deb":          {at(0, "!<arch>\n"), "Debian package"},
+		"bad gzip":     {at(0, "\x1f\x8b\x08"), "is a damaged gzip file"},
+		"twice packed": {pack(t, pack(t, k)["gzip"])["gzip"], "is not a Linux kernel"},
+
+		"old protocol":    {change(bz, func(b []byte) { le.PutUint16(b[bzVersion:], 0x0204) }), "speaks boot protocol 2.04"},
+		"truncated":       {bz[:len(bz)/2], "is truncated"},
+		"only header":     {bz[:0x206], "ends inside its boot header"},
+		"short header":    {bz[:0x230], "ends inside its boot header"},
+		"no payload":      {change(bz, func(b []byte) { le.PutUint32(b[bzPayloadLength:], 0) }), "is truncated"},
+		"payload offset":  {change(bz, func(b []byte) { le.PutUint32(b[bzPayloadOffset:], 0xffffffff) }), "is truncated"},
+		"unknown payload": {bzImage([]byte("something else"), 14), "unknown format"},
+		"lzo":             {bzImage([]byte("\x89LZO\x00\x0d\x0a\x1a\x0a..."), 14), "lzo is not supported"},
+
+		"arm64 elf":    {change(k, func(b []byte) { b[18] = byte(elf.EM_AARCH64) }), "ELF file for AARCH64"},
+		"i386 elf":     {change(k, func(b []byte) { b[18] = byte(elf.EM_386) }), "32-bit x86"},
+		"big endian":   {change(k, func(b []byte) { b[elf.EI_DATA] = 2 }), "big-endian"},
+		"class":        {change(k, func(b []byte) { b[elf.EI_CLASS] = 1 }), "not a 64-bit"},
+		"object":       {change(k, func(b []byte) { b[16] = byte(elf.ET_REL) }), "object or module"},
+		"program":      {change(k, func(b []byte) { b[64] = byte(elf.PT_INTERP) }), "ordinary program"},
+		"no segments":  {change(k, func(b []byte) { b[64] = byte(elf.PT_NOTE) }), "no ELF segments"},
+		"phoff":        {change(k, func(b []byte) { le.PutUint64(b[32:], 1<<63) }), "truncated"},
+		"phnum":        {change(k, func(b []byte) { le.PutUint16(b[56:], 0xffff) }), "program headers"},
+		"segment":      {change(k, func(b []byte) { le.PutUint64(b[64+8:], 1<<62) }), "truncated"},
+		"cut elf":      {k[:len(k)/2], "truncated"},
+		"header only":  {k[:40], "ELF header"},
+		"magic only":   {k[:4], "ELF image"},
+		"segment size": {change(k, func(b []byte) { le.PutUint64(b[64+32:], 1<<63); le.PutUint64(b[64+40:], 1<<63) }), "truncated"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "kernel")
+			writeFile(t, path, c.data)
+			_, err := KernelLoader{}.Load(path)
+			var ke *KernelError
+			if !errors.As(err, &ke) || !errors.Is(err, ErrNotKernel) || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("got %v, want %q", err, c.want)
+			}
+			if !strings.HasPrefix(err.Error(), "kernel "+path+": ") || strings.Contains(err.Error(), "\n") {
+				t.Errorf("not one sentence that names the file: %v", err)
+			}
+		})
+	}
+	if _, err := LoadKernel(t.TempDir()); err == nil || !strings.Contains(err.Error(), "is a folder") {
+		t.Errorf("folder: %v", err)
+	}
+	if _, err := LoadKernel(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) || !errors.Is(err, ErrNotKernel) {
+		t.Errorf("missing: %v", err)
+	}
+}
+
+// What unpacks to more than is allowed is refused, and is not held in memory.
+func TestUnpackLimit(t *testing.T) {
+	data := make([]byte, 1<<20)
+	for name, packed := range pack(t, data) {
+		c, ok := findCompression(packed)
+		if !ok || c.name != name {
+			t.Errorf("%s is taken for %q", name, c.name)
+			continue
+		}
+		if _, err := c.unpack(packed, int64(len(data))-1); !errors.Is(err, errTooLarge) {
+			t.Errorf("%s: %v, want errTooLarge", name, err)
+		}
+		if b, err := c.unpack(packed, int64(len(data))); err != nil || len(b) != len(data) {
+			t.Errorf("%s: %d bytes, %v", name, len(b), err)
+		}
+	}
+}
+
+func TestBzip2(t *testing.T) {
+	// printf 'Linux\n' | bzip2, and the size that the kernel's build appends
+	const packed = "\x42\x5a\x68\x39\x31\x41\x59\x26\x53\x59\x2d\x2c\x75\x21\x00\x00\x00\xc5\x80\x00\x10\x00\x04\x00\x21\x02\x40\x20\x00\x21\x80\x0c\x03\x27\x2e\xe2\xee\x48\xa7\x0a\x12\x05\xa5\x8e\xa4\x20\x06\x00\x00\x00"
+	if b, err := unpackBzip2([]byte(packed), 100); err != nil || string(b) != "Linux\n" {
+		t.Errorf("got %q, %v", b, err)
+	}
+}
+
+// branchCode is bytes full of what the x86 branch filter acts on.
+func branchCode() []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	b := make([]byte, 64<<10)
+	for i := range b {
+		switch r.IntN(8) {
+		case 0, 1:
+			b[i] = 0xe8 + byte(r.IntN(2))
+		case 2, 3:
+			b[i] = 0
+		case 4:
+			b[i] = 0xff
+		default:
+			b[i] = byte(r.Uint32())
+		}
+	}
+	return b
+}
+
+// testdata/branches.xz was made of branchCode by xz --x86 --lzma2=preset=9.
+func TestXZBranchFilter(t *testing.T) {
+	packed, err := os.ReadFile("testdata/branches.xz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := unpackXZ(packed, 1<<20)
+	if err != nil || !bytes.Equal(got, branchCode()) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	packed[len(packed)/2] ^= 1
+	if _, err := unpackXZ(packed, 1<<20); err == nil {
+		t.Error("damage was not noticed")
+	}
+}
+
+func TestKernelCache(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "vmlinuz")
+	want := elfKernel()
+	writeFile(t, path, bzImage(pack(t, want)["xz"], len(want)))
+	l := KernelLoader{CacheDir: filepath.Join(dir, "cache")}
+	load := func() *Kernel {
+		t.Helper()
+		k, err := l.Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { k.Close() })
+		if got, err := k.Image(); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("the image differs, %v", err)
+		}
+		if k.Path != path || k.Release != testRelease || k.Format != "bzImage (xz)" {
+			t.Errorf("got %+v", k)
+		}
+		return k
+	}
+	first := load()
+	if first.ELFPath() == "" {
+		t.Fatal("not cached")
+	}
+	// The second comes from the cache: put something else there to see it.
+	other := bytes.Clone(want)
+	other[len(other)-1] = 'x'
+	writeFile(t, first.ELFPath(), other)
+	k, err := l.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := k.Image(); !bytes.Equal(got, other) {
+		t.Error("the cache was not used")
+	}
+	k.Close()
+	// A damaged entry is replaced.
+	writeFile(t, first.ELFPath(), want[:1000])
+	load()
+	// A file that changed is not the same kernel.
+	if err := os.Chtimes(path, time.Now(), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if second := load(); second.ELFPath() == first.ELFPath() {
+		t.Error("a changed file has the same entry")
+	}
+	// A cache that cannot be is none.
+	l.CacheDir = filepath.Join(path, "below a file")
+	if k := load(); k.ELFPath() != "" {
+		t.Error("cached nowhere")
+	}
+}
+
+func TestKernelCachePrune(t *testing.T) {
+	dir := t.TempDir()
+	old := time.Now().Add(-48 * time.Hour)
+	for i := range 10 {
+		name := filepath.Join(dir, string(rune('a'+i))+".vmlinux")
+		writeFile(t, name, nil)
+		if err := os.Chtimes(name, old, old.Add(time.Duration(i)*time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stale := filepath.Join(dir, "unpacking-1")
+	writeFile(t, stale, nil)
+	if err := os.Chtimes(stale, old, old); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "unpacking-2"), nil)
+	KernelLoader{CacheDir: dir}.prune()
+	var names []string
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if got := strings.Join(names, " "); got != "e.vmlinux f.vmlinux g.vmlinux h.vmlinux i.vmlinux j.vmlinux unpacking-2" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// The real thing, where there is one.
+func TestRealKernel(t *testing.T) {
+	k := testKernel(t)
+	base := filepath.Base(k.Path)
+	if want, ok := strings.CutPrefix(base, "vmlinuz-"); ok && k.Release != want {
+		t.Errorf("%s says it is %q", base, k.Release)
+	}
+	if got := findRelease(k); got != k.Release {
+		t.Errorf("the banner says %q, the header %q", got, k.Release)
+	}
+	m, err := FindModules(k)
+	if err != nil {
+		t.Skip(err)
+	}
+	files, err := m.Resolve("virtio_pci", "virtio_blk", "ext4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if _, err := f.Load(); err != nil {
+			t.Error(err)
+		}
+	}
+	// Without modules.dep the same modules are found, each after its needs.
+	bare := *m
+	bare.have.dep, bare.have.alias, bare.have.softdep = false, false, false
+	bare.aliases = nil
+	again, err := bare.Resolve("virtio_pci", "virtio_blk", "ext4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(again) != len(files) {
+		t.Errorf("with modules.dep %v\nwithout %v", files, again)
+	}
+}
+
+func FuzzParseKernel(f *testing.F) {
+	want := elfKernel()[:2000]
+	for _, p := range pack(f, want) {
+		f.Add(bzImage(p, len(want)))
+		f.Add(p)
+	}
+	f.Add(elfKernel()[:200])
+	f.Fuzz(func(t *testing.T, data []byte) {
+		k, err := ParseKernel("fuzz", data)
+		if err != nil {
+			if !errors.Is(err, ErrNotKernel) {
+				t.Errorf("not ErrNotKernel: %v", err)
+			}
+			return
+		}
+		if k.Size() == 0 {
+			t.Error("an empty kernel")
+		}
+	})
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
