@@ -38,6 +38,7 @@ type Machine struct {
 	com   [2]*uart
 	rtc   *cmos
 	funcs []*pci.Function
+	host  func(slot int) pci.Host // the machine as a PCI function sees it
 	disks []*virtioblk.Device
 
 	mu      sync.Mutex
@@ -151,6 +152,7 @@ func (m *Machine) createVM() (err error) {
 		}
 	}
 	m.irq = newInterrupts(m.vm)
+	m.host = func(slot int) pci.Host { return &slotHost{m: m, slot: slot} }
 	for i, gsi := range []uint32{irqCOM1, irqCOM2} {
 		m.com[i] = newUART(func(level bool) { m.vm.IRQLine(gsi, level) })
 	}
@@ -234,7 +236,7 @@ func (m *Machine) plug(dev virtio.Device) error {
 	if err != nil {
 		return err
 	}
-	f, err := pci.New(dev, m.ram.mem, &slotHost{m: m, slot: slot}, pci.Options{Logger: m.log})
+	f, err := pci.New(dev, m.ram.mem, m.host(slot), pci.Options{Logger: m.log})
 	if err != nil {
 		return err
 	}
