@@ -114,8 +114,8 @@ func TestLoadBzImage(t *testing.T) {
 				t.Errorf("got release %q, format %q", k.Release, k.Format)
 			}
 			for _, cut := range []int{5, len(payload) / 2, len(payload) - 1} {
-				if name == "xz" && cut == len(payload)-1 {
-					continue // only the stream's footer, which is not looked at
+				if (name == "xz" || name == "lz4") && cut == len(payload)-1 {
+					continue // xz: the footer is not looked at; lz4 has no check sum
 				}
 				if _, err := ParseKernel("cut", bzImage(payload[:cut], len(want))); !errors.Is(err, ErrNotKernel) {
 					t.Errorf("payload cut at %d: %v", cut, err)
@@ -395,9 +395,11 @@ func TestRealKernel(t *testing.T) {
 		}
 	}
 	// Without modules.dep the same modules are found, each after its needs.
-	bare := *m
+	bare, err := newModules(m.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
 	bare.have.dep, bare.have.alias, bare.have.softdep = false, false, false
-	bare.aliases = nil
 	again, err := bare.Resolve("virtio_pci", "virtio_blk", "ext4")
 	if err != nil {
 		t.Fatal(err)

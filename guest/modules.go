@@ -501,7 +501,7 @@ func (m *Modules) readAliases(alias string) error {
 		}
 		info, err := m.info(name)
 		if err != nil {
-			return err
+			continue // not the one that was asked for, so no reason to stop
 		}
 		for _, a := range info.aliases {
 			m.aliases = append(m.aliases, moduleAlias{underscores(a), name})

@@ -1,0 +1,284 @@
+package guest
+
+import (
+	"bytes"
+	"compress/gzip"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// koFile is an ELF object with a .modinfo section, as little as a module can be.
+func koFile(info ...string) []byte {
+	modinfo := []byte(strings.Join(info, "\x00") + "\x00")
+	names := []byte("\x00.modinfo\x00.shstrtab\x00")
+	var b bytes.Buffer
+	off := uint64(64)
+	h := elf.Header64{
+		Ident: [16]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1},
+		Type:  uint16(elf.ET_REL), Machine: uint16(elf.EM_X86_64), Version: 1, Ehsize: 64,
+		Shoff: off + uint64(len(modinfo)+len(names)), Shentsize: 64, Shnum: 3, Shstrndx: 2,
+	}
+	_ = binary.Write(&b, binary.LittleEndian, h)
+	b.Write(modinfo)
+	b.Write(names)
+	for _, s := range []elf.Section64{
+		{},
+		{Name: 1, Type: uint32(elf.SHT_PROGBITS), Off: off, Size: uint64(len(modinfo))},
+		{Name: 10, Type: uint32(elf.SHT_STRTAB), Off: off + uint64(len(modinfo)), Size: uint64(len(names))},
+	} {
+		_ = binary.Write(&b, binary.LittleEndian, s)
+	}
+	return b.Bytes()
+}
+
+// modulesTree writes lib/modules/RELEASE below a new folder. It has modules
+// packed in every way, a circle, soft dependencies and something built in.
+func modulesTree(t *testing.T, depmod bool) (root, dir string) {
+	t.Helper()
+	root = t.TempDir()
+	dir = filepath.Join(root, "lib/modules", testRelease)
+	magic := "vermagic=" + testRelease + " SMP mod_unload"
+	packed := func(name string, info ...string) []byte { return pack(t, koFile(append(info, magic)...))[name] }
+	for name, data := range map[string][]byte{
+		"kernel/drivers/virtio/virtio.ko":         koFile("depends=virtio_ring", magic),
+		"kernel/drivers/virtio/virtio_ring.ko.xz": packed("xz", "depends="),
+		"kernel/drivers/virtio/virtio_pci.ko.zst": packed("zstd", "depends=virtio,virtio_ring"),
+		"kernel/drivers/block/virtio-blk.ko.gz":   packed("gzip", "depends=virtio", "alias=virtio:d00000002v*"),
+		"kernel/fs/ext4/ext4.ko":                  koFile("depends=jbd2,mbcache", "softdep=pre: crypto-crc32c", "alias=fs-ext4", magic),
+		"kernel/fs/jbd2/jbd2.ko":                  koFile("softdep=pre: crypto-crc32c post: after", "depends=", magic),
+		"kernel/fs/mbcache.ko":                    koFile("depends=built_in", magic),
+		"kernel/fs/after.ko":                      koFile("depends=", magic),
+		"kernel/crypto/crc32c_generic.ko":         koFile("alias=crypto-crc32c-generic", "alias=crypto-crc32c", magic),
+		"kernel/arch/x86/crypto/crc32c-intel.ko":  koFile("alias=crypto-crc32c", "alias=cpu:type:x86,ven*fam*mod*:feature:*0094*", magic),
+		"kernel/misc/round.ko":                    koFile("depends=about", magic),
+		"kernel/misc/about.ko":                    koFile("depends=round", magic),
+		"kernel/misc/broken.ko":                   koFile("depends=nowhere", magic),
+		"kernel/misc/not.ko":                      []byte("not a module"),
+		"modules.builtin":                         []byte("kernel/lib/built-in.ko\n"),
+		"modules.builtin.modinfo":                 []byte("built_in.alias=fs-proc\x00built_in.license=GPL\x00"),
+		"modules.order":                           []byte("kernel/fs/ext4/ext4.ko\n"),
+		"build/extra.ko":                          koFile(magic),
+	} {
+		writeFile(t, filepath.Join(dir, name), data)
+	}
+	if depmod {
+		writeFile(t, filepath.Join(dir, "modules.dep"), []byte(`kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio_ring.ko.xz
+kernel/drivers/virtio/virtio_ring.ko.xz:
+kernel/drivers/virtio/virtio_pci.ko.zst: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko.xz
+kernel/drivers/block/virtio-blk.ko.gz: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko.xz
+kernel/fs/ext4/ext4.ko: kernel/fs/mbcache.ko kernel/fs/jbd2/jbd2.ko
+kernel/fs/jbd2/jbd2.ko:
+kernel/fs/mbcache.ko:
+kernel/fs/after.ko:
+kernel/crypto/crc32c_generic.ko:
+kernel/arch/x86/crypto/crc32c-intel.ko:
+kernel/misc/round.ko: kernel/misc/about.ko
+kernel/misc/about.ko: kernel/misc/round.ko
+kernel/misc/broken.ko: kernel/misc/nowhere.ko
+`))
+		writeFile(t, filepath.Join(dir, "modules.softdep"), []byte("# comment\nsoftdep ext4 pre: crypto-crc32c\nsoftdep jbd2 pre: crypto-crc32c\nsoftdep jbd2 post: after\nsoftdep mbcache ignored\n"))
+		writeFile(t, filepath.Join(dir, "modules.alias"), []byte(`# Aliases extracted from modules themselves.
+alias fs-ext4 ext4
+alias virtio:d00000002v* virtio_blk
+alias crypto-crc32c crc32c_generic
+alias crypto-crc32c-generic crc32c_generic
+alias crypto-crc32c crc32c_intel
+`))
+	}
+	return root, dir
+}
+
+func names(files []ModuleFile) string {
+	var out []string
+	for _, f := range files {
+		n := f.Name
+		if f.Optional {
+			n += "?"
+		}
+		out = append(out, n)
+	}
+	return strings.Join(out, " ")
+}
+
+func TestResolve(t *testing.T) {
+	for _, depmod := range []bool{true, false} {
+		t.Run(map[bool]string{true: "modules.dep", false: "no modules.dep"}[depmod], func(t *testing.T) {
+			root, dir := modulesTree(t, depmod)
+			m, err := OpenModules(root, testRelease)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Dir() != dir {
+				t.Errorf("opened %s", m.Dir())
+			}
+			for ask, want := range map[string]string{
+				"virtio_ring":               "virtio_ring",
+				"virtio-ring":               "virtio_ring",
+				"virtio_blk":                "virtio_ring virtio virtio_blk",
+				"virtio-blk virtio_pci":     "virtio_ring virtio virtio_blk virtio_pci",
+				"virtio_blk virtio_blk":     "virtio_ring virtio virtio_blk",
+				"virtio:d00000002v00001af4": "virtio_ring virtio virtio_blk",
+				"ext4":                      "crc32c_generic? crc32c_intel? jbd2 after? mbcache ext4",
+				"fs-ext4":                   "crc32c_generic? crc32c_intel? jbd2 after? mbcache ext4",
+				"ext4 crc32c_generic":       "crc32c_generic crc32c_intel? jbd2 after? mbcache ext4",
+				"built_in built-in fs-proc": "",
+				"crypto-crc32c":             "crc32c_generic? crc32c_intel?",
+				"crypto-crc32c-generic":     "crc32c_generic",
+				"":                          "",
+			} {
+				files, err := m.Resolve(strings.Fields(ask)...)
+				if err != nil || names(files) != want {
+					t.Errorf("%q: got %s, want %s, %v", ask, names(files), want, err)
+				}
+			}
+			if files, err := m.Resolve("round"); err != nil || len(files) != 2 {
+				t.Errorf("circle: %s, %v", names(files), err)
+			}
+			for _, bad := range []string{"nonesuch", "broken", "fs-nonesuch"} {
+				if _, err := m.Resolve("ext4", bad); !errors.Is(err, ErrUnknownModule) || !strings.Contains(err.Error(), dir) {
+					t.Errorf("%s: %v", bad, err)
+				}
+			}
+			files, err := m.ResolveOptional("nonesuch", "virtio")
+			if err != nil || names(files) != "virtio_ring? virtio?" {
+				t.Errorf("optional: %s, %v", names(files), err)
+			}
+			if !m.Has("fs-ext4") || !m.Has("built_in") || m.Has("nonesuch") {
+				t.Error("Has is wrong")
+			}
+			if m.Has("extra") {
+				t.Error("the build folder was searched")
+			}
+		})
+	}
+}
+
+func TestModuleLoad(t *testing.T) {
+	root, dir := modulesTree(t, false)
+	m, err := OpenModules(root, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := m.Resolve("virtio_blk", "virtio_pci")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files { // one of each packing
+		b, err := f.Load()
+		if err != nil || !bytes.HasPrefix(b, []byte(elf.ELFMAG)) || !bytes.Contains(b, []byte("vermagic="+testRelease)) {
+			t.Errorf("%s: %d bytes, %v", f.Path, len(b), err)
+		}
+	}
+	if _, err := (ModuleFile{Path: filepath.Join(dir, "kernel/misc/not.ko")}).Load(); err == nil || !strings.Contains(err.Error(), "not an ELF file") {
+		t.Errorf("not a module: %v", err)
+	}
+	bad := filepath.Join(dir, "bad.ko.gz")
+	writeFile(t, bad, []byte("\x1f\x8b\x08\x00garbage that is long enough"))
+	if _, err := (ModuleFile{Path: bad}).Load(); !errors.Is(err, gzip.ErrHeader) && err == nil {
+		t.Errorf("damaged: %v", err)
+	}
+}
+
+func TestOpenModules(t *testing.T) {
+	root, dir := modulesTree(t, true)
+	for _, d := range []string{root, filepath.Join(root, "lib/modules"), dir} {
+		for _, release := range []string{testRelease, ""} {
+			if m, err := OpenModules(d, release); err != nil || m.Dir() != dir {
+				t.Errorf("%s, release %q: %v", d, release, err)
+			}
+		}
+	}
+	usr := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(usr, "usr/lib"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(root, "lib/modules"), filepath.Join(usr, "usr/lib/modules")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenModules(usr, testRelease); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct{ dir, release, want string }{
+		{root, "1.2.3", "has none for kernel 1.2.3 (only " + testRelease + ")"},
+		{dir, "1.2.3", "is for kernel " + testRelease + ", but the kernel is 1.2.3"},
+		{filepath.Join(root, "nowhere"), testRelease, "no such file or directory"},
+		{filepath.Join(dir, "modules.dep"), testRelease, "is a file"},
+		{t.TempDir(), testRelease, "has none for kernel"},
+		{t.TempDir(), "", "has no kernel modules in it"},
+	} {
+		_, err := OpenModules(c.dir, c.release)
+		if !errors.Is(err, ErrNoModules) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.dir) {
+			t.Errorf("got %v, want %s", err, c.want)
+		}
+	}
+	writeFile(t, filepath.Join(root, "lib/modules/1.1.1/modules.order"), nil)
+	if _, err := OpenModules(root, ""); err == nil || !strings.Contains(err.Error(), "several") {
+		t.Errorf("two kernels: %v", err)
+	}
+}
+
+func TestFindModules(t *testing.T) {
+	root, dir := modulesTree(t, true)
+	for _, path := range []string{"boot/vmlinuz", "vmlinuz", "lib/modules/" + testRelease + "/vmlinuz"} {
+		m, err := FindModules(&Kernel{Path: filepath.Join(root, path), Release: testRelease})
+		if err != nil || m.Dir() != dir {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	for _, k := range []Kernel{{Path: filepath.Join(root, "boot/vmlinuz"), Release: "1.2.3"}, {Path: filepath.Join(root, "boot/vmlinuz")}} {
+		if _, err := FindModules(&k); !errors.Is(err, ErrNoModules) {
+			t.Errorf("release %q: %v", k.Release, err)
+		}
+	}
+}
+
+func TestMergeModules(t *testing.T) {
+	f := func(name string, optional bool) ModuleFile { return ModuleFile{Name: name, Optional: optional} }
+	got := MergeModules([]ModuleFile{f("a", true), f("b", false)}, []ModuleFile{f("a", false), f("c", true), f("b", true)})
+	if names(got) != "a b c?" {
+		t.Error(names(got))
+	}
+}
+
+func TestModuleNames(t *testing.T) {
+	for path, want := range map[string]string{
+		"kernel/crypto/crc32c-intel.ko.xz": "crc32c_intel", "snd-hda.ko": "snd_hda", "x": "x", "a/b-c": "b_c",
+	} {
+		if got := moduleName(path); got != want {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
+	if got := underscores("pci:v00[0-9]d-x"); got != "pci:v00[0-9]d_x" {
+		t.Error(got)
+	}
+}
+
+func TestModuleParams(t *testing.T) {
+	line := `console=ttyS0 virtio-blk.num_request_queues=1 virtio_blk.x="a b" nbd.n root=/dev/vda.x=y`
+	if got := moduleParams(line, "virtio_blk"); got != `num_request_queues=1 x="a b"` {
+		t.Errorf("%q", got)
+	}
+	if got := moduleParams(line, "ext4"); got != "" {
+		t.Errorf("%q", got)
+	}
+}
+
+func FuzzModuleInfo(f *testing.F) {
+	f.Add(koFile("depends=a,b", "softdep=pre: c post: d", "alias=e"))
+	f.Add(koFile())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		info, err := parseModuleInfo("fuzz", bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if slices.Contains(info.depends, "") {
+			t.Error("an empty dependency")
+		}
+	})
+}
