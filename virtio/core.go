@@ -445,12 +445,17 @@ func (c *Core) EnableQueue(i int) {
 	}
 }
 
-// DisableQueue undoes EnableQueue before DRIVER_OK.
+// DisableQueue undoes EnableQueue. A running queue drains first and loses its
+// configuration, as with ResetQueue.
 func (c *Core) DisableQueue(i int) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if q := c.configurable(i); q != nil && !c.active {
 		q.cfg.Ready = false
+	}
+	active := c.active
+	c.mu.Unlock()
+	if active {
+		c.drainQueue(i)
 	}
 }
 
@@ -459,8 +464,16 @@ func (c *Core) DisableQueue(i int) {
 // returns its registers to their initial state.
 func (c *Core) ResetQueue(i int) {
 	c.mu.Lock()
-	if i < 0 || i >= len(c.queues) || c.resetted != nil || c.driver&FeatureRingReset == 0 ||
-		!c.active || c.queues[i].resetting {
+	ok := c.driver&FeatureRingReset != 0
+	c.mu.Unlock()
+	if ok {
+		c.drainQueue(i)
+	}
+}
+
+func (c *Core) drainQueue(i int) {
+	c.mu.Lock()
+	if i < 0 || i >= len(c.queues) || c.resetted != nil || !c.active || c.queues[i].resetting {
 		c.mu.Unlock()
 		return
 	}

@@ -3,7 +3,9 @@ package virtioblk
 import "io"
 
 // Backend is the disk behind a device. Its methods are called from many
-// goroutines at a time. ReadAt and WriteAt stay inside [0, Size()).
+// goroutines at a time, and ReadAt and WriteAt stay inside [0, Size()). The
+// buffers are guest memory: they may change under the Backend's hands, and must
+// not be kept.
 //
 // A Backend may also have any of the methods of Discarder, ZeroWriter,
 // VectorReader, VectorWriter and Serialer; the device uses what it finds.
@@ -28,6 +30,7 @@ type ZeroWriter interface {
 }
 
 // VectorReader is a Backend that reads into several buffers at once (preadv).
+// Like ReadAt it returns an error when it reads less than all of them hold.
 type VectorReader interface {
 	ReadvAt(bufs [][]byte, off int64) (int, error)
 }
@@ -40,4 +43,66 @@ type VectorWriter interface {
 // Serialer is a Backend that knows its serial number (at most 20 bytes).
 type Serialer interface {
 	Serial() string
+}
+
+// capabilities is a Backend with its optional methods looked up once.
+type capabilities struct {
+	Backend
+	discard Discarder
+	zeroes  ZeroWriter
+	readv   VectorReader
+	writev  VectorWriter
+}
+
+func lookup(b Backend) capabilities {
+	c := capabilities{Backend: b}
+	c.discard, _ = b.(Discarder)
+	c.zeroes, _ = b.(ZeroWriter)
+	c.readv, _ = b.(VectorReader)
+	c.writev, _ = b.(VectorWriter)
+	return c
+}
+
+// read fills all of bufs from off on.
+func (c *capabilities) read(bufs [][]byte, off int64, total int) error {
+	if c.readv != nil && len(bufs) > 1 {
+		n, err := c.readv.ReadvAt(bufs, off)
+		return complete(n, total, err)
+	}
+	for _, b := range bufs {
+		n, err := c.ReadAt(b, off)
+		if err := complete(n, len(b), err); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// write writes all of bufs from off on.
+func (c *capabilities) write(bufs [][]byte, off int64, total int) error {
+	if c.writev != nil && len(bufs) > 1 {
+		n, err := c.writev.WritevAt(bufs, off)
+		return complete(n, total, err)
+	}
+	for _, b := range bufs {
+		n, err := c.WriteAt(b, off)
+		if err := complete(n, len(b), err); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// complete judges a transfer: io.EOF together with all bytes is a success.
+func complete(n, want int, err error) error {
+	switch {
+	case n == want:
+		return nil
+	case err != nil:
+		return err
+	default:
+		return io.ErrUnexpectedEOF
+	}
 }
