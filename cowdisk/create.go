@@ -103,7 +103,7 @@ func checkSize(path string, size int64) error {
 
 // setBacking makes the header name a backing file and remember its time and size.
 func (h *Header) setBacking(path, real, backing string, base backingInfo) error {
-	h.Backing, h.MTime, h.BackingSize = backing, base.mtime, 0
+	h.Backing, h.MTime, h.BackingSize, h.HasBackingSize = backing, base.mtime, 0, false
 	if layouts[h.Variant].version == 3 {
 		switch {
 		case backing == "":
@@ -114,7 +114,7 @@ func (h *Header) setBacking(path, real, backing string, base backingInfo) error 
 	}
 	exact := layouts[h.Variant].uml
 	if base.mtime != 0 && (exact && base.size != h.Size || !exact && roundUp(base.size, sectorSize) < h.DiskSize()) {
-		h.BackingSize = base.size
+		h.BackingSize, h.HasBackingSize = base.size, true
 	}
 	if strings.IndexByte(h.Backing, 0) >= 0 {
 		return &Error{Path: path, Field: "backing file", Kind: ErrBackingMissing, Detail: fmt.Sprintf("%q", backing), Remedy: "a path cannot contain a NUL byte"}

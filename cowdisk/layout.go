@@ -67,7 +67,10 @@ type Header struct {
 	Size         int64  // bytes, as stored (possibly no multiple of 512)
 	SectorSize   int
 	Alignment    int64 // v3; 0 otherwise
-	BackingSize  int64 // the backing file's size when it differs from Size and was recorded; 0 otherwise
+	// BackingSize is the backing file's size, recorded (HasBackingSize) when it is not Size: in the last 16 bytes of the path's field,
+	// which every other program ignores.
+	BackingSize    int64
+	HasBackingSize bool
 }
 
 func (h *Header) order() binary.ByteOrder {
@@ -140,7 +143,7 @@ func (h *Header) encode(b []byte) {
 	path := b[l.pathOff : l.pathOff+l.pathLen]
 	rec := path[l.pathLen-16:]
 	old := cString(path)
-	if h.BackingSize != 0 {
+	if h.HasBackingSize {
 		copy(rec, sizeRecordMagic)
 		binary.BigEndian.PutUint64(rec[8:], uint64(h.BackingSize))
 	} else if string(rec[:8]) == sizeRecordMagic {
@@ -158,7 +161,7 @@ func (h *Header) encode(b []byte) {
 // maxPath is the longest backing path the header can hold.
 func (h *Header) maxPath() int {
 	n := layouts[h.Variant].pathLen - 1
-	if h.BackingSize != 0 {
+	if h.HasBackingSize {
 		n -= 16
 	}
 	return n
@@ -197,7 +200,7 @@ func decode(b []byte, v Variant, little bool) (Header, bool) {
 	h.Backing = cString(path)
 	if rec := path[l.pathLen-16:]; string(rec[:8]) == sizeRecordMagic && len(h.Backing) < l.pathLen-16 {
 		if n := binary.BigEndian.Uint64(rec[8:]); n <= maxDiskSize {
-			h.BackingSize = int64(n)
+			h.BackingSize, h.HasBackingSize = int64(n), true
 		}
 	}
 	return h, true

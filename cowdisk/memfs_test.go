@@ -336,6 +336,10 @@ func (f *memFile) WritevAt(bufs [][]byte, off int64) (int, error) {
 
 func (f *memFile) Sync() error {
 	if _, err := f.enter("sync", 0); err != nil {
+		// As Linux does: what could not be written is forgotten, the next sync knows nothing of it.
+		f.fs.mu.Lock()
+		f.n.log = f.n.log[:0]
+		f.fs.mu.Unlock()
 		return err
 	}
 	f.fs.mu.Lock()

@@ -348,9 +348,9 @@ func stale(l, base *layer, mtime uint32) error {
 	switch {
 	case mtime != h.MTime:
 		detail = fmt.Sprintf("%s was modified at %s, the overlay was made for %s", base.path, clock(mtime), clock(h.MTime))
-	case h.BackingSize != 0 && size != h.BackingSize:
+	case h.HasBackingSize && size != h.BackingSize:
 		detail = fmt.Sprintf("%s has %d bytes, had %d", base.path, size, h.BackingSize)
-	case h.BackingSize == 0 && (roundUp(size, sectorSize) < h.DiskSize() || layouts[h.Variant].uml && size != h.Size):
+	case !h.HasBackingSize && (roundUp(size, sectorSize) < h.DiskSize() || layouts[h.Variant].uml && size != h.Size):
 		detail = fmt.Sprintf("%s has %d bytes, had %d", base.path, size, h.Size)
 	default:
 		return nil
