@@ -1,0 +1,273 @@
+package guest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestParseInitConfig(t *testing.T) {
+	full := InitConfig{
+		Version: ConfigVersion, Modules: []InitModule{{"/m.ko", true}}, Control: "/dev/ttyS1", Hostname: "h", Init: "/i",
+		Root:    &Root{Device: "/dev/vda", Type: "ext4", Options: "noatime", ReadOnly: true, Overlay: true, WaitSeconds: 3},
+		Mounts:  []Mount{{"moovm", "/run/moovm", "9p", "ro", true}},
+		Command: &Command{Args: []string{"a", "b c"}, Env: []string{"X=1"}, Dir: "/d", Terminal: true, Rows: 2, Columns: 3},
+	}
+	b, err := full.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := parseInitConfig(b); err != nil || !reflect.DeepEqual(got, full) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for text, want := range map[string]string{
+		"":                                  "init configuration: ",
+		`{"version":2,"root":{}}`:           "has version 2",
+		`{"version":1}`:                     "nothing to run",
+		`{"version":1,"command":{}}`:        "command is empty",
+		`{"version":1,"command":{"args":7}`: "init configuration: ",
+	} {
+		if _, err := parseInitConfig([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+func TestCommandEnv(t *testing.T) {
+	env := commandEnv([]string{"PATH=/x", "LANG=C", "TERM=", "NOVALUE"})
+	if envValue(env, "PATH") != "/x" || envValue(env, "HOME") != "/root" || envValue(env, "LANG") != "C" || envValue(env, "TERM") != "" {
+		t.Errorf("%q", env)
+	}
+	seen := map[string]bool{}
+	for _, e := range env {
+		key, _, _ := strings.Cut(e, "=")
+		if seen[key] {
+			t.Errorf("%s is there twice", key)
+		}
+		seen[key] = true
+	}
+}
+
+func TestSplitCmdline(t *testing.T) {
+	got := slices.Collect(splitCmdline("  a b=\"c d\" \te\n" + `x="un closed`))
+	if want := []string{"a", `b="c d"`, "e", `x="un closed`}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	for w := range splitCmdline("one two") {
+		if w != "one" {
+			t.Error("goes on after break")
+		}
+		break
+	}
+}
+
+func TestParseBootParams(t *testing.T) {
+	p := parseBootParams(`quiet root=UUID=1-2 rootfstype=xfs rootflags=noatime,discard ro rw init=/bin/sh rootdelay=5 foo`)
+	if want := (Root{Device: "UUID=1-2", Type: "xfs", Options: "noatime,discard", WaitSeconds: 5}); p.root != want {
+		t.Errorf("%+v", p.root)
+	}
+	if p.readOnly == nil || *p.readOnly || p.init != "/bin/sh" || strings.Join(p.rest, " ") != "quiet foo" {
+		t.Errorf("%+v", p)
+	}
+	if p := parseBootParams("rootwait"); p.root.WaitSeconds < 600 || p.readOnly != nil {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestParseRootSpec(t *testing.T) {
+	for s, want := range map[string]rootSpec{
+		"/dev/vda":                     {"NAME", "vda"},
+		"vdb2":                         {"NAME", "vdb2"},
+		"UUID=1234":                    {"UUID", "1234"},
+		"uuid=1234":                    {"UUID", "1234"},
+		`LABEL="my disk"`:              {"LABEL", "my disk"},
+		"PARTUUID=abc-02":              {"PARTUUID", "abc-02"},
+		"SERIAL=disk0":                 {"SERIAL", "disk0"},
+		"/dev/disk/by-id/virtio-disk0": {"SERIAL", "disk0"},
+		"/dev/disk/by-uuid/1-2":        {"UUID", "1-2"},
+		"/dev/disk/by-label/root":      {"LABEL", "root"},
+		"/dev/disk/by-partuuid/abc-1":  {"PARTUUID", "abc-1"},
+		"254:1":                        {"DEVNO", "254:1"},
+	} {
+		if got, err := parseRootSpec(s); err != nil || got != want {
+			t.Errorf("%s: got %+v, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "UUID=", "WHAT=x", "/dev/", "/dev/mapper/x", "..", "/dev/..", "a b", "/dev/disk/by-uuid/"} {
+		if got, err := parseRootSpec(s); err == nil || !strings.Contains(err.Error(), "root=") {
+			t.Errorf("%q: got %+v, %v", s, got, err)
+		}
+	}
+}
+
+// fakeDisks is a /sys/class/block with two disks, one of them in partitions,
+// and what the devices contain.
+func fakeDisks(t *testing.T) (sys string, open func(string) (readAtCloser, error)) {
+	t.Helper()
+	sys = t.TempDir()
+	for name, value := range map[string]string{
+		"vda/dev": "254:0\n", "vda/size": "4096\n", "vda/serial": "root-disk\n", "vda/ro": "1\n",
+		"vdb/dev": "254:16\n", "vdb/size": "20480\n", "vdb/ro": "0\n",
+		"vdb1/dev": "254:17\n", "vdb1/size": "2048\n", "vdb1/partition": "1\n",
+		"vdb2/dev": "254:18\n", "vdb2/size": "8192\n", "vdb2/partition": "2\n",
+		"nvme0n1/dev": "259:0\n", "nvme0n1/size": "3000000000\n",
+		"nvme0n1p1/dev": "259:1\n", "nvme0n1p1/size": "8\n", "nvme0n1p1/partition": "1\n",
+		"loop0/dev": "7:0\n", "loop0/size": "8\n", "vdc/dev": "254:32\n", "vdc/size": "0\n",
+	} {
+		writeFile(t, filepath.Join(sys, name), []byte(value))
+	}
+	ext := make([]byte, 4096)
+	copy(ext[1024+0x38:], "\x53\xef")
+	copy(ext[1024+0x68:], "\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10")
+	copy(ext[1024+0x78:], "root")
+	ext[1024+0x5c], ext[1024+0x60] = 4, 0x40 // journal, extents
+	devices := map[string][]byte{"vda": ext, "vdb": gptDisk(), "nvme0n1": mbrDisk()}
+	return sys, func(name string) (readAtCloser, error) {
+		b, ok := devices[name]
+		if !ok {
+			return nil, errors.New("no such device")
+		}
+		return struct {
+			io.ReaderAt
+			io.Closer
+		}{bytes.NewReader(b), io.NopCloser(nil)}, nil
+	}
+}
+
+func gptDisk() []byte {
+	b := make([]byte, 34*512)
+	b[510], b[511] = 0x55, 0xaa
+	copy(b[512:], "EFI PART")
+	le := binary.LittleEndian
+	le.PutUint64(b[512+72:], 2)
+	le.PutUint32(b[512+80:], 4)
+	le.PutUint32(b[512+84:], 128)
+	for i := range 2 {
+		e := b[1024+128*i:]
+		e[0] = 1
+		copy(e[16:], "\x78\x56\x34\x12\xbc\x9a\xf0\xde\x01\x02\x03\x04\x05\x06\x07")
+		e[31] = byte(i)
+	}
+	return b
+}
+
+func mbrDisk() []byte {
+	b := make([]byte, 1024)
+	b[510], b[511] = 0x55, 0xaa
+	binary.LittleEndian.PutUint32(b[440:], 0xdeadbeef)
+	b[446+4] = 0x83
+	return b
+}
+
+func TestListBlockDevices(t *testing.T) {
+	sys, open := fakeDisks(t)
+	devs := listBlockDevices(sys, open)
+	var names []string
+	for _, d := range devs {
+		names = append(names, d.String())
+	}
+	const uuid = "01020304-0506-0708-090a-0b0c0d0e0f10"
+	want := "nvme0n1 (1.4 TiB); nvme0n1p1 (4 KiB, PARTUUID=deadbeef-01); " +
+		"vda (2 MiB, ext4, LABEL=root, UUID=" + uuid + ", SERIAL=root-disk); vdb (10 MiB); " +
+		"vdb1 (1 MiB, PARTUUID=12345678-9abc-def0-0102-030405060700); vdb2 (4 MiB, PARTUUID=12345678-9abc-def0-0102-030405060701)"
+	if got := strings.Join(names, "; "); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	for spec, want := range map[string]string{
+		"/dev/vdb": "vdb", "UUID=" + strings.ToUpper(uuid): "vda", "LABEL=root": "vda", "SERIAL=root-disk": "vda", "254:18": "vdb2",
+		"PARTUUID=12345678-9ABC-def0-0102-030405060701": "vdb2", "PARTUUID=deadbeef-01": "nvme0n1p1",
+		"LABEL=Root": "", "/dev/vdz": "", "SERIAL=x": "", "1:1": "", "UUID=x": "",
+	} {
+		s, err := parseRootSpec(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, d := range devs {
+			if s.matches(d) {
+				got += d.Name
+			}
+		}
+		if got != want {
+			t.Errorf("%s: got %q, want %q", spec, got, want)
+		}
+	}
+	if !devs[2].ReadOnly || devs[3].ReadOnly {
+		t.Error("read-only is wrong")
+	}
+	if err := noRootError("LABEL=x", devs, 10); !strings.Contains(err.Error(), "no root device LABEL=x after 10 s; the guest has: nvme0n1 (1.4 TiB)") {
+		t.Error(err)
+	}
+	if err := noRootError("LABEL=x", nil, 10); !strings.Contains(err.Error(), "no disks at all") {
+		t.Error(err)
+	}
+}
+
+func TestProbeFS(t *testing.T) {
+	image := func(size int, parts map[int]string) []byte {
+		b := make([]byte, size)
+		for off, s := range parts {
+			copy(b[off:], s)
+		}
+		return b
+	}
+	const id = "0123456789abcdef"
+	const uuid = "30313233-3435-3637-3839-616263646566"
+	for name, c := range map[string]struct {
+		b    []byte
+		want fsInfo
+	}{
+		"nothing":  {make([]byte, 1<<17), fsInfo{}},
+		"empty":    {nil, fsInfo{}},
+		"ext2":     {image(4096, map[int]string{1024 + 0x38: "\x53\xef", 1024 + 0x68: id, 1024 + 0x78: "a\x00b"}), fsInfo{"ext2", uuid, "a"}},
+		"ext3":     {image(4096, map[int]string{1024 + 0x38: "\x53\xef", 1024 + 0x5c: "\x04"}), fsInfo{Type: "ext3", UUID: formatUUID(make([]byte, 16))}},
+		"xfs":      {image(4096, map[int]string{0: "XFSB", 0x20: id, 0x6c: "data"}), fsInfo{"xfs", uuid, "data"}},
+		"btrfs":    {image(1<<17, map[int]string{0x10040: "_BHRfS_M", 0x10020: id, 0x1012b: "pool"}), fsInfo{"btrfs", uuid, "pool"}},
+		"squashfs": {image(4096, map[int]string{0: "hsqs"}), fsInfo{Type: "squashfs"}},
+		"erofs":    {image(4096, map[int]string{1024: "\xe2\xe1\xf5\xe0", 1024 + 0x30: id, 1024 + 0x40: "ero"}), fsInfo{"erofs", uuid, "ero"}},
+		"f2fs":     {image(4096, map[int]string{1024: "\x10\x20\xf5\xf2", 1024 + 0x6c: id}), fsInfo{Type: "f2fs", UUID: uuid}},
+	} {
+		if got := probeFS(bytes.NewReader(c.b)); got != c.want {
+			t.Errorf("%s: got %+v, want %+v", name, got, c.want)
+		}
+	}
+	if len(partUUIDs(bytes.NewReader(nil))) != 0 || len(partUUIDs(bytes.NewReader(make([]byte, 4096)))) != 0 {
+		t.Error("partitions on nothing")
+	}
+}
+
+// What mke2fs writes is read as blkid reads it.
+func TestProbeRealExt4(t *testing.T) {
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		t.Skip("mke2fs is missing: apt-get install e2fsprogs")
+	}
+	img := filepath.Join(t.TempDir(), "img")
+	const uuid = "6f0a1b2c-0000-4000-8000-00000000abcd"
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-L", "label", "-U", uuid, img, "4M").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if got := probeFS(rawDisk(t, img).Backend); got != (fsInfo{"ext4", uuid, "label"}) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func FuzzProbeFS(f *testing.F) {
+	f.Add(gptDisk())
+	f.Add(mbrDisk())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		if i := probeFS(r); i.Type == "" && i != (fsInfo{}) {
+			t.Errorf("%+v", i)
+		}
+		if n := len(partUUIDs(r)); n > 1024 {
+			t.Errorf("%d partitions", n)
+		}
+	})
+}
