@@ -670,9 +670,12 @@ func TestReleaseEndsRingAccess(t *testing.T) {
 // Push is safe from many goroutines, and used elements appear whole.
 func TestConcurrentPush(t *testing.T) {
 	g := newRig(t, 64, allRing)
-	b := g.buf(8, true)
+	var bufs []virtiotest.Buf
+	for range 64 {
+		bufs = append(bufs, g.buf(8, true))
+	}
 	for round := range 20 {
-		for range 64 {
+		for _, b := range bufs {
 			if _, err := g.r.Add(b); err != nil {
 				t.Fatal(err)
 			}

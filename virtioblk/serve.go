@@ -170,11 +170,12 @@ func (s *server) loop() error {
 // begin announces to the watchdog that the leader handles a request itself.
 func (s *server) begin() uint64 {
 	s.serial++
-	s.inline.Store(s.serial)
+	n := s.serial // once stored below, the leadership can be gone
+	s.inline.Store(n)
 	if s.asleep.Load() && s.asleep.CompareAndSwap(true, false) {
 		s.wake <- struct{}{} // has room: the watchdog has emptied it
 	}
-	return s.serial
+	return n
 }
 
 // handle executes a request and puts it into the used ring. It returns the

@@ -154,6 +154,7 @@ type PCI struct {
 	Caps       map[byte]uint16
 	multiplier uint32
 	vectors    int
+	bells      map[int]uint64 // doorbells of enabled queues
 }
 
 var _ Transport = (*PCI)(nil)
@@ -207,6 +208,11 @@ func (t *PCI) SetMem(off uint64, n int, v uint64) {
 		ev.Signal()
 		return
 	}
+	t.writeMem(off, n, v)
+}
+
+// writeMem is a function of its own because its buffer is allocated.
+func (t *PCI) writeMem(off uint64, n int, v uint64) {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], v)
 	t.F.WriteMem(t.Base+off, b[:n])
@@ -217,7 +223,7 @@ func (t *PCI) BringUp() {
 	t.SetCfg(0x10, 4, uint32(t.Base))
 	t.SetCfg(0x14, 4, uint32(t.Base>>32))
 	t.SetCfg(0x04, 2, 1<<1|1<<2)
-	t.Caps = map[byte]uint16{}
+	t.Caps, t.bells = map[byte]uint16{}, map[int]uint64{}
 	for at := uint16(t.Cfg(0x34, 1)); at != 0 && len(t.Caps) < 48; at = uint16(t.Cfg(at+1, 1)) {
 		switch t.Cfg(at, 1) {
 		case 0x11:
@@ -315,6 +321,7 @@ func (t *PCI) EnableQueue(i int) {
 	t.sel(i)
 	t.SetMem(t.Common+26, 2, uint64(i+1))
 	t.SetMem(t.Common+28, 2, 1)
+	t.bells[i] = t.Doorbell(i)
 }
 
 // QueueEnabled implements Transport.
@@ -342,7 +349,13 @@ func (t *PCI) Doorbell(i int) uint64 {
 }
 
 // Notify implements Transport.
-func (t *PCI) Notify(i int) { t.SetMem(t.Doorbell(i), 2, uint64(i)) }
+func (t *PCI) Notify(i int) {
+	off, ok := t.bells[i]
+	if !ok {
+		off = t.Doorbell(i)
+	}
+	t.SetMem(off, 2, uint64(i))
+}
 
 // QueueInterrupts implements Transport.
 func (t *PCI) QueueInterrupts(i int) uint64 { return t.Host.Messages(msiAddr(i+1), uint32(i+1)) }
