@@ -17,8 +17,8 @@ import (
 
 	"github.com/moovm/moovm/virtio9p"
 	"github.com/moovm/moovm/virtio9p/fence"
-	"github.com/moovm/moovm/virtio9p/internal/wire"
 	"github.com/moovm/moovm/virtio9p/virtio9ptest"
+	"github.com/moovm/moovm/virtio9p/virtio9ptest/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

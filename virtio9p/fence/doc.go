@@ -29,6 +29,7 @@
 //   - Extended attributes share one File among fids, take unbounded memory and
 //     answer EINVAL: they are answered with EOPNOTSUPP, as by a file system
 //     without them. Protocol extensions (9P2000.L.Google.N) are not offered.
+//   - EPERM would become EACCES and ENOTEMPTY EEXIST: errors keep their number.
 //
 // Known and not fenced off: a session keeps about 100 bytes for each name that
 // was ever removed from or walked to in a folder, until the next Tversion; and

@@ -39,7 +39,7 @@ type engine struct {
 func startEngine(s *Session) *engine {
 	e := &engine{s: s, done: make(chan struct{})}
 	e.work.L = &e.mu
-	server := p9.NewServer(s.cfg.Attacher, p9.WithServerLogger(&logger{l: s.cfg.Logger}))
+	server := p9.NewServer(exactAttacher{s.cfg.Attacher}, p9.WithServerLogger(&logger{l: s.cfg.Logger}))
 	go func() {
 		defer close(e.done)
 		server.Handle(reader{e}, writer{e}) // always nil

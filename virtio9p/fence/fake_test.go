@@ -11,7 +11,7 @@ import (
 	"github.com/hugelgupf/p9/linux"
 	"github.com/hugelgupf/p9/p9"
 
-	"github.com/moovm/moovm/virtio9p/internal/wire"
+	"github.com/moovm/moovm/virtio9p/virtio9ptest/wire"
 )
 
 // fakeFS is a file tree that counts. Below its root, and below "d", there is a

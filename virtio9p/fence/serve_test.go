@@ -10,7 +10,7 @@ import (
 
 	"github.com/hugelgupf/p9/p9"
 
-	"github.com/moovm/moovm/virtio9p/internal/wire"
+	"github.com/moovm/moovm/virtio9p/virtio9ptest/wire"
 )
 
 // serve runs Serve on a socket of its own.

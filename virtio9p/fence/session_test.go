@@ -12,7 +12,7 @@ import (
 	"github.com/hugelgupf/p9/linux"
 	"go.uber.org/goleak"
 
-	"github.com/moovm/moovm/virtio9p/internal/wire"
+	"github.com/moovm/moovm/virtio9p/virtio9ptest/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

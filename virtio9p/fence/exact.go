@@ -1,0 +1,122 @@
+package fence
+
+import "github.com/hugelgupf/p9/p9"
+
+// exactAttacher is an Attacher whose errors reach the client as they are. The
+// server asks errors.Is(err, os.ErrPermission) and the like first, which turns
+// EPERM into EACCES and ENOTEMPTY into EEXIST.
+type exactAttacher struct{ a p9.Attacher }
+
+func (a exactAttacher) Attach() (p9.File, error) {
+	f, err := a.a.Attach()
+	return wrap(f), exact(err)
+}
+
+// exactFile passes everything on to File, and its errors through exact.
+type exactFile struct{ p9.File }
+
+func wrap(f p9.File) p9.File {
+	if f == nil {
+		return nil
+	}
+	return exactFile{f}
+}
+
+func unwrap(f p9.File) p9.File {
+	if e, ok := f.(exactFile); ok {
+		return e.File
+	}
+	return f
+}
+
+func (f exactFile) Walk(names []string) ([]p9.QID, p9.File, error) {
+	qids, to, err := f.File.Walk(names)
+	return qids, wrap(to), exact(err)
+}
+
+func (f exactFile) WalkGetAttr(names []string) ([]p9.QID, p9.File, p9.AttrMask, p9.Attr, error) {
+	qids, to, mask, attr, err := f.File.WalkGetAttr(names)
+	return qids, wrap(to), mask, attr, exact(err)
+}
+
+func (f exactFile) StatFS() (p9.FSStat, error) {
+	st, err := f.File.StatFS()
+	return st, exact(err)
+}
+
+func (f exactFile) GetAttr(req p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error) {
+	qid, mask, attr, err := f.File.GetAttr(req)
+	return qid, mask, attr, exact(err)
+}
+
+func (f exactFile) SetAttr(valid p9.SetAttrMask, attr p9.SetAttr) error {
+	return exact(f.File.SetAttr(valid, attr))
+}
+
+func (f exactFile) Open(mode p9.OpenFlags) (p9.QID, uint32, error) {
+	qid, unit, err := f.File.Open(mode)
+	return qid, unit, exact(err)
+}
+
+func (f exactFile) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.File.ReadAt(p, off)
+	return n, exact(err)
+}
+
+func (f exactFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(p, off)
+	return n, exact(err)
+}
+
+func (f exactFile) FSync() error { return exact(f.File.FSync()) }
+
+func (f exactFile) Lock(pid int, typ p9.LockType, flags p9.LockFlags, start, length uint64, client string) (p9.LockStatus, error) {
+	status, err := f.File.Lock(pid, typ, flags, start, length, client)
+	return status, exact(err)
+}
+
+func (f exactFile) Create(name string, flags p9.OpenFlags, perm p9.FileMode, uid p9.UID, gid p9.GID) (p9.File, p9.QID, uint32, error) {
+	to, qid, unit, err := f.File.Create(name, flags, perm, uid, gid)
+	return wrap(to), qid, unit, exact(err)
+}
+
+func (f exactFile) Mkdir(name string, perm p9.FileMode, uid p9.UID, gid p9.GID) (p9.QID, error) {
+	qid, err := f.File.Mkdir(name, perm, uid, gid)
+	return qid, exact(err)
+}
+
+func (f exactFile) Symlink(oldName, newName string, uid p9.UID, gid p9.GID) (p9.QID, error) {
+	qid, err := f.File.Symlink(oldName, newName, uid, gid)
+	return qid, exact(err)
+}
+
+func (f exactFile) Link(target p9.File, newName string) error {
+	return exact(f.File.Link(unwrap(target), newName))
+}
+
+func (f exactFile) Mknod(name string, mode p9.FileMode, major, minor uint32, uid p9.UID, gid p9.GID) (p9.QID, error) {
+	qid, err := f.File.Mknod(name, mode, major, minor, uid, gid)
+	return qid, exact(err)
+}
+
+func (f exactFile) RenameAt(oldName string, newDir p9.File, newName string) error {
+	return exact(f.File.RenameAt(oldName, unwrap(newDir), newName))
+}
+
+func (f exactFile) UnlinkAt(name string, flags uint32) error {
+	return exact(f.File.UnlinkAt(name, flags))
+}
+
+func (f exactFile) Readdir(offset uint64, count uint32) (p9.Dirents, error) {
+	entries, err := f.File.Readdir(offset, count)
+	return entries, exact(err)
+}
+
+func (f exactFile) Readlink() (string, error) {
+	target, err := f.File.Readlink()
+	return target, exact(err)
+}
+
+func (f exactFile) Renamed(newDir p9.File, newName string) {
+	f.File.Renamed(unwrap(newDir), newName)
+}
