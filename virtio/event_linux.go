@@ -33,8 +33,14 @@ func NewEvent() (*Event, error) {
 }
 
 // NewEventFD takes over an existing eventfd, received from another process
-// for example.
-func NewEventFD(fd int) *Event { return &Event{fd: fd} }
+// for example, and makes it non-blocking: a peer that fills the counter must
+// not hold up Signal.
+func NewEventFD(fd int) (*Event, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("virtio: eventfd %d: %w", fd, err)
+	}
+	return &Event{fd: fd}, nil
+}
 
 // one is what Signal writes: little-endian hosts only, as the guests are.
 var one = [8]byte{1}
@@ -75,7 +81,7 @@ func (e *Event) Wait() error {
 		case err == nil:
 			return fmt.Errorf("virtio: read %d bytes from an eventfd", n)
 		case err == unix.EINTR:
-		case err == unix.EAGAIN: // another process may have made it non-blocking
+		case err == unix.EAGAIN: // it came from another process
 			p := [1]unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLIN}}
 			if _, err := unix.Poll(p[:], -1); err != nil && err != unix.EINTR {
 				return os.NewSyscallError("poll", err)
