@@ -138,8 +138,9 @@ type Guest struct {
 	console *consoleLog
 	start   time.Time
 
-	fromGuest, toGuest *pipe
-	served             chan error // the control line's end
+	fromGuest, toGuest *pipe         // the serial control line
+	share              *controlShare // the faster one; nil without a command
+	served             chan error    // the control line's end
 
 	once   sync.Once
 	result Result
@@ -196,6 +197,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr, OnStart: cfg.OnStart,
 		OnWarning: func(text string) { g.log.Warn("guest: " + text) },
 	})
+	g.control.onBye = g.hangUp
 	machine := vmm.Config{
 		Memory:  cfg.Memory,
 		CPUs:    cfg.CPUs,
@@ -219,6 +221,11 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	}
 	for _, s := range cfg.Shares {
 		machine.Shares = append(machine.Shares, vmm.Share{Tag: s.Tag, Attacher: s.Attacher})
+	}
+	if tag := plan.init.ControlShare; tag != "" {
+		g.share = newControlShare()
+		g.control.AddLine(g.share.toHost, g.share.fromHost)
+		machine.Shares = append(machine.Shares, vmm.Share{Tag: tag, Attacher: g.share})
 	}
 	if g.machine, err = vmm.New(machine); err != nil {
 		return nil, err
@@ -289,15 +296,15 @@ func (g *Guest) supervise(ctx context.Context) {
 		select {
 		case <-stopped:
 			stopped = nil
-			g.machine.Stop()
+			g.stop()
 		case <-boot:
 			if !g.control.State().Hello {
 				slow = true
-				g.machine.Stop()
+				g.stop()
 			}
 		case <-look.C:
 			if g.console.hangsInPanic(panicSilence) {
-				g.machine.Stop()
+				g.stop()
 			}
 		case e := <-ended:
 			g.endControl(ctx)
@@ -307,6 +314,24 @@ func (g *Guest) supervise(ctx context.Context) {
 	}
 }
 
+// hangUp ends what goes to the guest: nobody waits for it any more.
+func (g *Guest) hangUp() {
+	g.toGuest.Close()
+	if g.share != nil {
+		g.share.fromHost.Close()
+	}
+}
+
+// stop ends the machine as if its power failed. The guest may be in the middle
+// of a message to the host; it is not held up by whoever takes its output.
+func (g *Guest) stop() {
+	g.hangUp()
+	if g.share != nil {
+		g.share.toHost.noWait()
+	}
+	g.machine.Stop()
+}
+
 // deliverLimit is how long a guest that was stopped waits for its output to be
 // taken.
 const deliverLimit = 2 * time.Second
@@ -314,8 +339,11 @@ const deliverLimit = 2 * time.Second
 // endControl ends the control line and waits until all of the command's output
 // is delivered. When the caller wants an end (ctx), it does not wait for ever.
 func (g *Guest) endControl(ctx context.Context) {
-	g.toGuest.Close()
+	g.hangUp()
 	g.fromGuest.Close()
+	if g.share != nil {
+		g.share.toHost.Close()
+	}
 	var limit <-chan time.Time
 	stopped := ctx.Done()
 	for {
@@ -393,14 +421,14 @@ func (g *Guest) Control() *Control { return g.control }
 func (g *Guest) Machine() *vmm.Machine { return g.machine }
 
 // Kill ends the guest as if its power failed.
-func (g *Guest) Kill() { g.machine.Stop() }
+func (g *Guest) Kill() { g.stop() }
 
 // Close ends the guest if it runs and releases what it holds. It is
 // idempotent.
 func (g *Guest) Close() error {
 	var err error
 	g.once.Do(func() {
-		g.machine.Stop()
+		g.stop()
 		<-g.done
 		err = g.machine.Close()
 	})
@@ -476,6 +504,9 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 		Hostname: cfg.Hostname,
 		Init:     params.init,
 	}
+	if cfg.Command != nil {
+		c.ControlShare = controlTag
+	}
 	if len(cfg.Disks) > 0 || params.root.Device != "" {
 		root := params.root
 		if root.Device == "" {
@@ -534,7 +565,7 @@ func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
 	share := []string{"9pnet_virtio", "9p"}
 	if len(cfg.Shares) > 0 {
 		need = append(need, share...)
-	} else if !cfg.NoTree {
+	} else if !cfg.NoTree || init.ControlShare != "" {
 		like = append(like, append([]string{"virtio_pci"}, share...)...)
 	}
 	if init.Command == nil {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -225,7 +224,7 @@ func workDir(c Command) string {
 // output sends what the command writes. A terminal ends with EIO when the last
 // program on it has gone.
 func (in *initProcess) output(r *os.File, kind frameType) {
-	buf := make([]byte, maxFrame)
+	buf := make([]byte, in.line.frameSize())
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
@@ -238,34 +237,35 @@ func (in *initProcess) output(r *os.File, kind frameType) {
 }
 
 // input serves what the host sends: stdin, signals, window sizes. Stdin goes
-// through a queue of its own, so that a command that does not read holds up
-// nothing else; the credit bounds the queue.
+// through a pipe of its own, so that a command that does not read holds up
+// nothing else; the credit bounds what is in it.
 func (in *initProcess) input(p *process) {
 	if in.line == nil {
 		p.stdin.Close()
 		return
 	}
-	const eof = ""
-	queue := make(chan string, stdinCredit+1)
+	stdin := newPipe()
 	go func() {
+		buf := make([]byte, maxFrame)
 		gone := false
-		for s := range queue {
-			if s == eof {
-				if p.terminal {
-					_, _ = p.stdin.Write([]byte{4}) // VEOF
-				} else {
-					p.stdin.Close()
-				}
-				return
+		for {
+			n, err := stdin.Read(buf)
+			if err != nil {
+				break
 			}
 			if !gone {
-				_, err := io.WriteString(p.stdin, s)
-				gone = err != nil // closed its stdin: swallow the rest
+				_, err := p.stdin.Write(buf[:n])
+				gone = err != nil // the command closed it: swallow the rest
 			}
-			in.line.credit(len(s))
+			in.line.credit(n)
+		}
+		if p.terminal {
+			_, _ = p.stdin.Write([]byte{4}) // VEOF
+		} else {
+			p.stdin.Close()
 		}
 	}()
-	in.line.credit(stdinCredit)
+	in.line.credit(in.line.window())
 	frames := newFrameReader(in.line)
 	for {
 		f, err := frames.next()
@@ -274,11 +274,9 @@ func (in *initProcess) input(p *process) {
 		}
 		switch f.kind {
 		case frameStdin:
-			if len(f.payload) > 0 {
-				queue <- string(f.payload)
-			}
+			_, _ = stdin.Write(f.payload)
 		case frameStdinEOF:
-			queue <- eof
+			stdin.Close()
 		case frameSignal:
 			if len(f.payload) == 1 {
 				_ = unix.Kill(-p.pid, unix.Signal(f.payload[0]))

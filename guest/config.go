@@ -70,6 +70,10 @@ type InitConfig struct {
 	// Control is the line to the host: a serial port, or a port of a virtio
 	// console (which may appear when Modules are loaded); empty = none.
 	Control string `json:"control,omitempty"`
+	// ControlShare is the tag of a 9P share that is a faster control line; it
+	// is used instead of Control from when the modules are loaded, if the
+	// kernel has 9P.
+	ControlShare string `json:"control_share,omitempty"`
 	// Hostname is set before anything runs; empty = leave it.
 	Hostname string `json:"hostname,omitempty"`
 }

@@ -85,15 +85,19 @@ type ControlState struct {
 
 // Control is the host's end of the control line: the stdin, stdout, stderr,
 // exit status, window size and signals of the guest's command, in frames on a
-// serial port (ttyS1 of the guest). The guest is not trusted: frames are
+// serial port (ttyS1 of the guest) or another byte stream. There may be several
+// of these; the guest chooses the one it says hello on last. The guest is not trusted: frames are
 // bounded, and nonsense costs an error at most. Methods may be called from any
 // goroutine.
 type Control struct {
-	cfg ControlConfig
-	r   io.Reader
+	cfg   ControlConfig
+	lines []controlLine
 
 	wmu sync.Mutex // one frame at a time on w
-	w   io.Writer
+	w   io.Writer  // of the line in use
+
+	hmu   sync.Mutex // one frame at a time is handled
+	onBye func()     // called when the guest is about to switch off; may be nil
 
 	mu     sync.Mutex
 	state  ControlState
@@ -103,12 +107,22 @@ type Control struct {
 	stdin  bool // the goroutine that sends stdin was started
 }
 
+type controlLine struct {
+	r io.Reader
+	w io.Writer
+}
+
 // NewControl returns the host's end of a line that is read from r and written
 // to w. Nothing happens before Run.
 func NewControl(r io.Reader, w io.Writer, cfg ControlConfig) *Control {
-	c := &Control{cfg: cfg, r: r, w: w}
+	c := &Control{cfg: cfg, lines: []controlLine{{r, w}}, w: w}
 	c.wake = sync.NewCond(&c.mu)
 	return c
+}
+
+// AddLine gives the guest another line to choose. It must come before Run.
+func (c *Control) AddLine(r io.Reader, w io.Writer) {
+	c.lines = append(c.lines, controlLine{r, w})
 }
 
 // State returns what is known now.
@@ -118,23 +132,34 @@ func (c *Control) State() ControlState {
 	return c.state
 }
 
-// Run serves the line until it ends (nil), r fails, too much of what arrives is
-// no frame (ErrControl), or the command's output cannot be written. It does
-// not end with the command: end r when the machine has stopped.
+// Run serves the line until it ends (nil), reading fails, too much of what
+// arrives is no frame (ErrControl), or the command's output cannot be written.
+// It does not end with the command: end the reader when the machine has
+// stopped. With several lines, it ends when all have.
 func (c *Control) Run() error {
-	defer func() {
-		c.mu.Lock()
-		c.done = true
-		c.wake.Broadcast()
-		c.mu.Unlock()
-	}()
-	frames := newFrameReader(c.r)
+	errs := make([]error, len(c.lines))
+	var all sync.WaitGroup
+	for i, l := range c.lines {
+		all.Go(func() { errs[i] = c.serve(l) })
+	}
+	all.Wait()
+	c.mu.Lock()
+	c.done = true
+	c.wake.Broadcast()
+	c.mu.Unlock()
+	return errors.Join(errs...)
+}
+
+func (c *Control) serve(l controlLine) error {
+	frames := newFrameReader(l.r)
 	var outErr error
+	garbage := int64(0)
 	for {
 		f, err := frames.next()
-		c.mu.Lock()
-		c.state.Garbage = frames.garbage
-		c.mu.Unlock()
+		if more := frames.garbage - garbage; more > 0 {
+			garbage = frames.garbage
+			c.set(func(s *ControlState) { s.Garbage += more })
+		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) {
 			return outErr
 		}
@@ -142,13 +167,16 @@ func (c *Control) Run() error {
 			return err
 		}
 		// An output that is gone does not end the line: the status still counts.
-		if err := c.handle(f); err != nil && outErr == nil {
+		c.hmu.Lock()
+		err = c.handle(f, l)
+		c.hmu.Unlock()
+		if err != nil && outErr == nil {
 			outErr = err
 		}
 	}
 }
 
-func (c *Control) handle(f frame) error {
+func (c *Control) handle(f frame, l controlLine) error {
 	switch f.kind {
 	case frameStdout:
 		return output(c.cfg.Stdout, f.payload, "stdout")
@@ -164,6 +192,9 @@ func (c *Control) handle(f frame) error {
 			c.cfg.OnWarning(printable(string(f.payload)))
 		}
 	case frameHello:
+		c.wmu.Lock()
+		c.w = l.w
+		c.wmu.Unlock()
 		var h helloFrame
 		_ = json.Unmarshal(f.payload, &h) // a hello is a hello
 		c.set(func(s *ControlState) { s.Hello, s.Release = true, printable(h.Release) })
@@ -190,6 +221,9 @@ func (c *Control) handle(f frame) error {
 		})
 	case frameBye:
 		c.set(func(s *ControlState) { s.Bye = true })
+		if c.onBye != nil {
+			c.onBye()
+		}
 	case frameCredit:
 		if len(f.payload) == 4 {
 			c.grant(binary.LittleEndian.Uint32(f.payload))
@@ -209,7 +243,7 @@ func (c *Control) set(f func(*ControlState)) {
 func (c *Control) grant(n uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.credit = int(min(int64(c.credit)+int64(n), stdinCredit))
+	c.credit = int(min(int64(c.credit)+int64(n), maxCredit))
 	if !c.stdin {
 		c.stdin = true
 		go c.sendStdin()
@@ -220,7 +254,7 @@ func (c *Control) grant(n uint32) {
 // sendStdin starts with the first credit, so that nothing is taken from the
 // host's stdin for a guest that never gets to its command.
 func (c *Control) sendStdin() {
-	buf := make([]byte, stdinCredit)
+	buf := make([]byte, maxFrame)
 	for c.cfg.Stdin != nil {
 		c.mu.Lock()
 		for c.credit == 0 && !c.done {
@@ -285,8 +319,8 @@ func output(w io.Writer, p []byte, name string) error {
 
 // printable makes text of the guest safe for a terminal and a log line.
 func printable(s string) string {
-	if len(s) > maxFrame {
-		s = s[:maxFrame]
+	if len(s) > maxText {
+		s = s[:maxText]
 	}
 	return strings.Map(func(r rune) rune {
 		switch {

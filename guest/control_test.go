@@ -149,7 +149,7 @@ func TestControlOutputGone(t *testing.T) {
 
 // Stdin is sent as the guest allows, and never before.
 func TestControlStdin(t *testing.T) {
-	input := strings.Repeat("0123456789", 1000)
+	input := strings.Repeat("0123456789", 10000)
 	fromG, toG := newPipe(), newPipe()
 	c := NewControl(fromG, toG, ControlConfig{Stdin: strings.NewReader(input)})
 	var wg sync.WaitGroup
@@ -164,7 +164,7 @@ func TestControlStdin(t *testing.T) {
 	frames := newFrameReader(toG)
 	var got strings.Builder
 	credit(1 << 31) // a hostile amount is cut to what is reasonable
-	outstanding := stdinCredit
+	outstanding := maxCredit
 	for {
 		f, err := frames.next()
 		if err != nil {

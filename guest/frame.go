@@ -45,12 +45,17 @@ const (
 	frameMagic0    = 0xa6
 	frameMagic1    = 0x6d
 	frameHeaderLen = 6
-	// maxFrame is the largest payload in bytes.
-	maxFrame = 4096
-	// stdinCredit is how many bytes of stdin the host may send before the
-	// guest asked for more. It fits the buffers of the guest's serial driver,
-	// so that nothing is lost when the command does not read.
-	stdinCredit = 2048
+	// maxFrame is the largest payload in bytes, maxText the largest text.
+	maxFrame = 32 << 10
+	maxText  = 4096
+	// serialFrame and serialCredit are what a guest sends at a time, and allows
+	// the host to send before it asks for more, on a serial port. They fit the
+	// buffers of its driver, so that nothing is lost when the command does not
+	// read, and a signal does not wait long behind data.
+	serialFrame  = 4096
+	serialCredit = 2048
+	// maxCredit is the same on faster lines, and the most a host believes.
+	maxCredit = 32 << 10
 	// maxGarbage is how many bytes that belong to no frame are tolerated.
 	maxGarbage = 1 << 20
 )

@@ -16,8 +16,9 @@ import (
 // guestLine is the guest's end of the control line. A nil line swallows
 // everything.
 type guestLine struct {
-	f  *os.File
-	mu sync.Mutex // one frame at a time
+	out, in *os.File   // the same, but for a share
+	serial  bool       // slow, and with small buffers
+	mu      sync.Mutex // one frame at a time
 }
 
 // openGuestLine opens a serial port, and makes it transparent, or a port of a
@@ -29,7 +30,7 @@ func openGuestLine(path string) (*guestLine, error) {
 	}
 	t, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	if errors.Is(err, unix.ENOTTY) {
-		return &guestLine{f: f}, nil
+		return &guestLine{out: f, in: f}, nil
 	}
 	if err != nil {
 		f.Close()
@@ -43,7 +44,46 @@ func openGuestLine(path string) (*guestLine, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s cannot be set up: %w", path, err)
 	}
-	return &guestLine{f: f}, nil
+	return &guestLine{out: f, in: f, serial: true}, nil
+}
+
+// openControlShare opens the files of a controlShare. They stay open without
+// the mount.
+func openControlShare(tag string) (*guestLine, error) {
+	const dir = "/moovm/control"
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := mountOne(Mount{Source: tag, Target: dir, Type: "9p", Options: "trans=virtio,version=9p2000.L,msize=65536,cache=none"}); err != nil {
+		return nil, err
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	out, err := os.OpenFile(dir+"/"+controlToHost, os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	in, err := os.OpenFile(dir+"/"+controlFromHost, os.O_RDONLY, 0)
+	if err != nil {
+		out.Close()
+		return nil, err
+	}
+	return &guestLine{out: out, in: in}, nil
+}
+
+// frameSize is how much output is sent at a time.
+func (l *guestLine) frameSize() int {
+	if l != nil && l.serial {
+		return serialFrame
+	}
+	return maxFrame
+}
+
+// window is how much stdin the host may send in advance.
+func (l *guestLine) window() int {
+	if l.serial {
+		return serialCredit
+	}
+	return maxCredit
 }
 
 // send writes one frame. That the host does not listen is not the guest's
@@ -54,7 +94,7 @@ func (l *guestLine) send(kind frameType, payload []byte) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, _ = l.f.Write(appendFrame(nil, kind, payload))
+	_, _ = l.out.Write(appendFrame(nil, kind, payload))
 }
 
 func (l *guestLine) sendJSON(kind frameType, v any) {
@@ -69,12 +109,12 @@ func (l *guestLine) hello() {
 }
 
 func (l *guestLine) fail(e GuestError) {
-	e.Message = e.Message[:min(len(e.Message), maxFrame/2)]
+	e.Message = e.Message[:min(len(e.Message), maxText/2)]
 	l.sendJSON(frameError, e)
 }
 
-func (l *guestLine) warn(text string)  { l.send(frameWarn, []byte(text[:min(len(text), maxFrame)])) }
-func (l *guestLine) start(what string) { l.send(frameStart, []byte(what[:min(len(what), maxFrame)])) }
+func (l *guestLine) warn(text string)  { l.send(frameWarn, []byte(text[:min(len(text), maxText)])) }
+func (l *guestLine) start(what string) { l.send(frameStart, []byte(what[:min(len(what), maxText)])) }
 func (l *guestLine) bye()              { l.send(frameBye, nil) }
 
 func (l *guestLine) exit(status, signal int) {
@@ -86,13 +126,13 @@ func (l *guestLine) credit(n int) {
 	l.send(frameCredit, binary.LittleEndian.AppendUint32(nil, uint32(n)))
 }
 
-// Read reads from the host. A virtio port says end of file while nobody has it
-// open on the host: then it waits.
+// Read reads from the host. A share says end of file when there is nothing to
+// read for a while, a virtio port while nobody has it open on the host.
 func (l *guestLine) Read(p []byte) (int, error) {
 	for {
-		n, err := l.f.Read(p)
+		n, err := l.in.Read(p)
 		if n == 0 && errors.Is(err, io.EOF) {
-			time.Sleep(20 * time.Millisecond)
+			time.Sleep(10 * time.Millisecond)
 			continue
 		}
 		return n, err
@@ -106,5 +146,5 @@ func (l *guestLine) drain() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = unix.IoctlSetInt(int(l.f.Fd()), unix.TCSBRK, 1) // tcdrain(3)
+	_ = unix.IoctlSetInt(int(l.out.Fd()), unix.TCSBRK, 1) // tcdrain(3)
 }

@@ -3,6 +3,7 @@ package guest
 import (
 	"io"
 	"sync"
+	"time"
 )
 
 // pipeLimit is how many bytes a pipe holds before a writer waits.
@@ -16,6 +17,7 @@ type pipe struct {
 	change sync.Cond
 	buf    []byte
 	closed bool
+	free   bool // writers do not wait
 }
 
 func newPipe() *pipe {
@@ -28,7 +30,7 @@ func newPipe() *pipe {
 func (p *pipe) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.buf) >= pipeLimit && !p.closed {
+	for len(p.buf) >= pipeLimit && !p.closed && !p.free {
 		p.change.Wait()
 	}
 	if p.closed {
@@ -56,6 +58,39 @@ func (p *pipe) Read(b []byte) (int, error) {
 	}
 	p.change.Broadcast()
 	return n, nil
+}
+
+// readSoon is Read, but after d without data it returns 0 and no error.
+func (p *pipe) readSoon(b []byte, d time.Duration) (int, error) {
+	p.mu.Lock()
+	empty := len(p.buf) == 0 && !p.closed
+	if empty {
+		late := false
+		t := time.AfterFunc(d, func() {
+			p.mu.Lock()
+			late = true
+			p.mu.Unlock()
+			p.change.Broadcast()
+		})
+		for len(p.buf) == 0 && !p.closed && !late {
+			p.change.Wait()
+		}
+		t.Stop()
+		empty = len(p.buf) == 0 && !p.closed
+	}
+	p.mu.Unlock()
+	if empty {
+		return 0, nil
+	}
+	return p.Read(b)
+}
+
+// noWait lets writers go beyond the limit: there will not be many more bytes.
+func (p *pipe) noWait() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free = true
+	p.change.Broadcast()
 }
 
 // Close ends the stream.

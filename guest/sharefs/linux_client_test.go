@@ -1,0 +1,127 @@
+//go:build linux
+
+package sharefs_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/virtio9p/fence"
+)
+
+// mountSocket serves a share on a socket and has this kernel mount it.
+func mountSocket(t *testing.T, dir string, o sharefs.Options) string {
+	t.Helper()
+	mnt := t.TempDir()
+	sock := filepath.Join(t.TempDir(), "9p")
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := share(t, dir, o)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- fence.Serve(ctx, l, fence.Config{Attacher: s}) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	// A file system of which the kernel has the module but has not loaded it
+	// is ENODEV, a missing transport EINVAL.
+	err = unix.Mount(sock, mnt, "9p", 0, "trans=unix,version=9p2000.L,msize=512000,cache=none,access=any,noxattr")
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EACCES) {
+		t.Skipf("mounting 9p needs root and the modules 9p and 9pnet_fd (modprobe; in the sandbox: moovm sandbox): %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Errorf("umount: %v", err)
+			unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+	})
+	return mnt
+}
+
+func shell(t *testing.T, dir, script string) string {
+	t.Helper()
+	cmd := exec.Command("sh", "-euc", script)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// What people do in a folder, by a Linux kernel's client.
+func TestLinuxClient(t *testing.T) {
+	dir := t.TempDir()
+	mnt := mountSocket(t, dir, rw)
+	shell(t, mnt, `
+		mkdir -p a/b/c
+		echo hello > a/f; cat a/f >/dev/null
+		echo more >> a/f
+		test "$(cat a/f)" = "$(printf 'hello\nmore')"
+		ln -s ../f a/b/link; ln a/f a/hard
+		test "$(stat -c %h a/f)" = 2
+		test "$(cat a/b/link)" = "$(cat a/f)"
+		chmod 640 a/f; test "$(stat -c %a a/hard)" = 640
+		touch -d '2001-02-03 04:05:06' a/f; test "$(stat -c %Y a/f)" = "$(date -d '2001-02-03 04:05:06' +%s)"
+		cp -a a copy; diff -r a copy
+		mv copy moved; rm -r a; mv moved a
+		dd if=/dev/urandom of=big bs=1M count=20 conv=fsync status=none
+		cp big big2; cmp big big2; truncate -s 5 big2; test "$(stat -c %s big2)" = 5
+		mkfifo fifo; (echo through > fifo &) ; test "$(cat fifo)" = through
+		flock big true; flock -s big true
+		i=0; while [ $i -lt 300 ]; do echo $i > a/b/c/$i; i=$((i+1)); done
+		test "$(ls a/b/c | wc -l)" = 300
+		test "$(find . -type f | wc -l)" = 304
+		tar cf ../all.tar . ; tar df ../all.tar; rm ../all.tar
+		test "$(ls -a /proc/self/cwd/ | wc -l)" -ge 4
+		df . >/dev/null; sync -f .
+		mkdir t; cd t; mv ../a/b .; rmdir ../a 2>/dev/null && exit 1
+		rm -rf b/c
+	`)
+	if _, err := os.Stat(dir + "/t/b/link"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the link should lead nowhere now: %v", err)
+	}
+	if got, want := shell(t, dir, "sha256sum < big"), shell(t, mnt, "sha256sum < big"); got != want {
+		t.Errorf("big differs: %s, %s", got, want)
+	}
+	if out := shell(t, mnt, "(chown 4711 big 2>&1 || true); (mknod n c 1 3 2>&1 || true); (cat < ../../../etc/passwd | head -c1)"); out == "" {
+		t.Error("nothing said")
+	}
+	for range 20 {
+		shell(t, mnt, "ls -lR . >/dev/null; echo x > churn; mv churn churn2; rm churn2")
+	}
+}
+
+func TestLinuxClientReadOnly(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/f", "text")
+	mnt := mountSocket(t, dir, sharefs.Options{})
+	if err := os.WriteFile(mnt+"/f", nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write: %v", err)
+	}
+	if err := os.Mkdir(mnt+"/d", 0o755); !errors.Is(err, unix.EROFS) {
+		t.Errorf("mkdir: %v", err)
+	}
+	if err := os.Remove(mnt + "/f"); !errors.Is(err, unix.EROFS) {
+		t.Errorf("remove: %v", err)
+	}
+	if b, err := os.ReadFile(mnt + "/f"); string(b) != "text" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+}
