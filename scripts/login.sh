@@ -6,7 +6,7 @@ moovm=$1 kernel=$2 image=$3
 
 log=$(mktemp)
 trap 'rm -f "$log"; kill "${GUEST_PID:-}" 2>/dev/null || true' EXIT
-coproc GUEST { "$moovm" run --kernel "$kernel" --disk "$image" 2>&1; }
+coproc GUEST { exec "$moovm" run --kernel "$kernel" --disk "$image" 2>&1; }
 exec {from}<&"${GUEST[0]}" {to}>&"${GUEST[1]}"
 
 # wait_for TEXT: read the console until TEXT appears.
@@ -16,7 +16,7 @@ wait_for() {
 		printf '%s' "$chunk"
 		seen+=$chunk
 		case $seen in *"$1") return 0 ;; esac
-		seen=${seen: -200}
+		if ((${#seen} > 400)); then seen=${seen: -200}; fi
 	done
 	echo "login.sh: no \"$1\"" >&2
 	return 1

@@ -27,6 +27,11 @@ func (f *imageFlags) options() cowdisk.Options {
 	return cowdisk.Options{BackingRoots: f.roots, AllowStaleBacking: f.allowStale, AllowMissingBacking: f.allowMissing}
 }
 
+// tool are the options of the maintenance functions.
+func (f *imageFlags) tool(report func(done, total int64)) cowdisk.ToolOptions {
+	return cowdisk.ToolOptions{Options: f.options(), Progress: report}
+}
+
 // openToRead opens an image to look at it, also while a machine uses it.
 func (f *imageFlags) openToRead(path string) (*cowdisk.Disk, error) {
 	o := f.options()

@@ -4,6 +4,9 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -14,15 +17,17 @@ func newMapCommand() *cobra.Command {
 	var (
 		images imageFlags
 		asJSON bool
+		svg    string
 	)
 	cmd := &cobra.Command{
-		Use:   "map [--json] IMAGE",
+		Use:   "map [--json] [--svg FILE] IMAGE",
 		Short: "Show where each range of the disk comes from",
 		Long: `Lists the disk's extents in order: where each begins, how long it is, and
 whether its data is in the image (depth 0), in a backing file (depth 1 and
 more) or nowhere (it reads as zeros).`,
 		Example: `  moovm map root.cow
-  moovm map --json root.cow | jq 'map(select(.depth == 0) | .length) | add'`,
+  moovm map --json root.cow | jq 'map(select(.depth == 0) | .length) | add'
+  moovm map --svg root.svg root.cow`,
 		Args: wantArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := images.openToRead(args[0])
@@ -30,6 +35,14 @@ more) or nowhere (it reads as zeros).`,
 				return err
 			}
 			defer d.Close()
+			if svg != "" {
+				if err := writeFile(svg, func(w io.Writer) error { return d.WriteSVG(cmd.Context(), w) }); err != nil {
+					return err
+				}
+				if !asJSON {
+					return nil
+				}
+			}
 			out := bufio.NewWriter(cmd.OutOrStdout())
 			if asJSON {
 				err = mapJSON(cmd, out, d)
@@ -44,8 +57,30 @@ more) or nowhere (it reads as zeros).`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&asJSON, "json", false, "print JSON, as qemu-img does")
+	f.StringVar(&svg, "svg", "", "draw the disk into `FILE`: what is overlay, backing file, zeros")
 	images.register(f)
 	return cmd
+}
+
+// writeFile makes a file that is there only when it is complete.
+func writeFile(path string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".moovm-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails when all went well
+	defer f.Close()
+	w := bufio.NewWriter(f)
+	if err := write(w); err != nil {
+		return err
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o644); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 // mapJSON streams the list, one extent a line: a large disk's does not fit in

@@ -326,4 +326,3 @@ func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) 
 
 // errQuit is the cause of a stop by Ctrl-A x.
 var errQuit = errors.New("stopped from the keyboard")
-

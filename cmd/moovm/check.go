@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/moovm/moovm/cowdisk"
+)
+
+// Exit statuses of check.
+const (
+	exitProblems = 3
+	exitRepaired = 4
+)
+
+func newCheckCommand(g *globals) *cobra.Command {
+	var (
+		images         imageFlags
+		repair, asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "check [--repair] [--json] IMAGE",
+		Short: "Look for damage in an image, and repair what loses no data",
+		Long: `Looks at the header, the bitmap and the data of an image and at its backing
+file, and says what is wrong.
+
+Exit status: 0 clean, 3 problems found, 4 problems found and all repaired, 1 the
+image could not be looked at.`,
+		Example: "  moovm check root.cow\n  moovm check --repair root.cow",
+		Args:    wantArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			report, end := progress(g, "checking")
+			r, err := cowdisk.Check(cmd.Context(), args[0], repair, images.tool(report))
+			end()
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if asJSON {
+				if err := printJSON(out, r); err != nil {
+					return err
+				}
+			} else {
+				for _, p := range r.Problems {
+					done := ""
+					if p.Repaired {
+						done = " (repaired)"
+					}
+					fmt.Fprintf(out, "%s: %s: %s%s\n", args[0], p.Kind, p.Detail, done)
+				}
+				fmt.Fprintf(out, "%s: %d of %d sectors allocated, %d problems\n", args[0], r.AllocatedSectors, r.TotalSectors, len(r.Problems))
+			}
+			switch {
+			case r.Clean():
+				return nil
+			case r.Repaired():
+				return &statusError{status: exitRepaired}
+			}
+			return &statusError{status: exitProblems}
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&repair, "repair", false, "repair what can be repaired without losing data")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	images.register(f)
+	return cmd
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/moovm/moovm/cowdisk"
+)
+
+// interrupted makes one sentence of a job that Ctrl-C ended.
+func interrupted(ctx context.Context, err error, remedy string) error {
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return fmt.Errorf("interrupted; %s", remedy)
+	}
+	return err
+}
+
+func newCommitCommand(g *globals) *cobra.Command {
+	var images imageFlags
+	cmd := &cobra.Command{
+		Use:   "commit IMAGE",
+		Short: "Merge an overlay into its backing file",
+		Long: `Writes what is in the overlay into its backing file and empties the overlay.
+Other overlays of that backing file become stale. If it is interrupted, run it
+again: the overlay's contents are the same at every moment.`,
+		Example: "  moovm commit root.cow",
+		Args:    wantArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			report, end := progress(g, "committing")
+			err := cowdisk.Commit(cmd.Context(), args[0], images.tool(report))
+			end()
+			_, err = advise(nil, err)
+			return interrupted(cmd.Context(), err, "run the same command again to finish")
+		},
+	}
+	images.register(cmd.Flags())
+	return cmd
+}
+
+func newRebaseCommand(g *globals) *cobra.Command {
+	var (
+		images     imageFlags
+		base       string
+		headerOnly bool
+	)
+	cmd := &cobra.Command{
+		Use:   "rebase [-u] -b BASE IMAGE",
+		Short: "Change an image's backing file",
+		Long: `Makes BASE the backing file. The disk's contents stay equal: where BASE differs
+from the old backing file, the old contents are copied into the image. With -u
+only the header changes: for a backing file that was moved, or one that changed
+and is known to be right. An empty BASE means none.`,
+		Example: "  moovm rebase -b newer.img root.cow\n  moovm rebase -u -b /images/base.img root.cow",
+		Args:    wantArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("base") {
+				return usageError(errors.New("moovm rebase: -b BASE is missing"))
+			}
+			if headerOnly {
+				return cowdisk.RebaseHeader(args[0], base, images.tool(nil))
+			}
+			report, end := progress(g, "rebasing")
+			err := cowdisk.Rebase(cmd.Context(), args[0], base, images.tool(report))
+			end()
+			_, err = advise(nil, err)
+			return interrupted(cmd.Context(), err, "the image is as good as before; run the same command again to finish")
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&base, "base", "b", "", "the new backing `FILE`; a relative path starts at the image's folder")
+	f.BoolVarP(&headerOnly, "header-only", "u", false, "change the header only; the contents are then what BASE makes of them")
+	images.register(f)
+	return cmd
+}
+
+func newFlattenCommand(g *globals) *cobra.Command {
+	var (
+		images imageFlags
+		format string
+	)
+	cmd := &cobra.Command{
+		Use:   "flatten [-f raw|v2|v3] IMAGE OUT",
+		Short: "Write the whole disk as a standalone image",
+		Long: `Writes the contents of the disk, overlay and backing files together, to the new
+file OUT: a sparse raw image, or with -f a COW image without a backing file.`,
+		Example: "  moovm flatten root.cow root.img\n  qemu-img convert -f raw -O qcow2 root.img root.qcow2",
+		Args:    wantArgs("IMAGE", "OUT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			variant := cowdisk.VariantUnknown
+			if format != "raw" {
+				var err error
+				if variant, err = cowdisk.ParseVariant(format); err != nil {
+					return usageError(err)
+				}
+			}
+			report, end := progress(g, "flattening")
+			err := cowdisk.Flatten(cmd.Context(), args[0], args[1], variant, images.tool(report))
+			end()
+			_, err = advise(nil, err)
+			return interrupted(cmd.Context(), err, "nothing was left behind")
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&format, "format", "f", "raw", "raw, v2 (QEMU) or v3 (User Mode Linux)")
+	images.register(f)
+	return cmd
+}
+
+func newResizeCommand(g *globals) *cobra.Command {
+	var (
+		images imageFlags
+		shrink bool
+	)
+	cmd := &cobra.Command{
+		Use:   "resize [--shrink] IMAGE SIZE",
+		Short: "Make a disk larger, or with --shrink smaller",
+		Long: `Changes the disk's size. What is added reads as zeros. The file system on the
+disk does not change by itself: grow it afterwards (resize2fs), shrink it before.`,
+		Example: "  moovm resize root.cow 20G",
+		Args:    wantArgs("IMAGE", "SIZE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			size, err := parseSize(args[1])
+			if err != nil {
+				return usageError(fmt.Errorf("moovm resize: %w", err))
+			}
+			report, end := progress(g, "resizing")
+			err = cowdisk.Resize(cmd.Context(), args[0], size, shrink, images.tool(report))
+			end()
+			if _, err = advise(nil, err); err != nil {
+				return interrupted(cmd.Context(), err, "the image is as it was")
+			}
+			if !g.quiet {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s: now a disk of %s\n", args[0], humanize.IBytes(uint64(size)))
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&shrink, "shrink", false, "allow a smaller size; what lies beyond it is lost")
+	images.register(f)
+	return cmd
+}
+
+func newCompareCommand(g *globals) *cobra.Command {
+	var images imageFlags
+	cmd := &cobra.Command{
+		Use:   "compare A B",
+		Short: "Compare the contents of two disks",
+		Long: `Compares two disks, COW images with their backing files or raw images, and names
+the first difference. Where one is longer, its end must be zeros.
+
+Exit status: 0 same contents, 1 different, 2 wrong usage or an image that could
+not be read.`,
+		Example: "  moovm compare root.cow root.img",
+		Args:    wantArgs("A", "B"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			report, end := progress(g, "comparing")
+			c, err := cowdisk.Compare(cmd.Context(), args[0], args[1], images.tool(report))
+			end()
+			if err != nil {
+				// As cmp(1) and qemu-img compare do: trouble is not "different".
+				_, err = advise(nil, err)
+				return &statusError{exitUsage, interrupted(cmd.Context(), err, "nothing was decided")}
+			}
+			if !c.Equal {
+				if !g.quiet {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s and %s differ at byte %d (sector %d)\n", args[0], args[1], c.Offset, c.Offset/512)
+				}
+				return &statusError{status: 1}
+			}
+			if !g.quiet {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s and %s have the same contents\n", args[0], args[1])
+			}
+			return nil
+		},
+	}
+	images.register(cmd.Flags())
+	return cmd
+}
