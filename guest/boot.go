@@ -445,7 +445,7 @@ type plan struct {
 // makePlan decides on the kernel command line and builds the initramfs.
 func makePlan(cfg *Config) (plan, error) {
 	if cfg.Kernel == nil {
-		return plan{}, &KernelError{"", "none was given", nil}
+		return plan{}, fmt.Errorf("no kernel was given: %w", ErrNotKernel)
 	}
 	params := parseBootParams(cfg.Append)
 	p := plan{cmdline: kernelCmdline(cfg, params)}

@@ -48,7 +48,7 @@ type StoppedError struct {
 }
 
 func (e *StoppedError) Error() string {
-	if errors.Is(e.Err, context.DeadlineExceeded) {
+	if e.Err == context.DeadlineExceeded { // it says no more than that
 		return fmt.Sprintf("the guest was stopped: not done after %v", e.After.Round(100*time.Millisecond))
 	}
 	return fmt.Sprintf("the guest was stopped after %v: %v", e.After.Round(100*time.Millisecond), e.Err)

@@ -113,7 +113,7 @@ func TestStartRefuses(t *testing.T) {
 		cfg  Config
 		want string
 	}{
-		"no kernel":   {Config{Command: cmd}, "none was given"},
+		"no kernel":   {Config{Command: cmd}, "no kernel was given"},
 		"nothing":     {Config{Kernel: k, NoTree: true}, "nothing to run"},
 		"empty disk":  {Config{Kernel: k, Disks: []Disk{{}}}, "disk vda has no contents"},
 		"own initrd":  {Config{Kernel: k, Initrd: []byte("x"), Command: cmd}, "initrd of its own"},
@@ -127,6 +127,7 @@ func TestStartRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 			continue
 		}
+		t.Logf("%s: %v", name, err)
 		if ExitStatus(Result{}, err) != StatusCannotRun || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -188,6 +189,9 @@ func TestVerdict(t *testing.T) {
 	ended, cancel := context.WithTimeout(t.Context(), 0)
 	defer cancel()
 	<-ended.Done()
+	caused, cancel := context.WithTimeoutCause(t.Context(), 0, fmt.Errorf("--timeout 5s: %w", context.DeadlineExceeded))
+	defer cancel()
+	<-caused.Done()
 	cmd := &Command{Args: []string{"x"}}
 	failure := &GuestError{Kind: FailRoot, Message: "no root"}
 	for name, c := range map[string]struct {
@@ -218,6 +222,7 @@ func TestVerdict(t *testing.T) {
 		"silent reset":       {result: Result{Reason: vmm.Reset}, want: 125, text: "nothing was said on the console"},
 		"cut short":          {cfg: Config{Command: cmd}, console: "bye\n", result: Result{Reason: vmm.PowerOff, Control: ControlState{Hello: true, Started: true}}, want: 125, text: "  | bye"},
 		"machine":            {result: Result{Reason: vmm.Failed}, err: errors.New("no KVM"), want: 125, text: "no KVM"},
+		"own cause":          {ctx: caused, result: Result{Reason: vmm.Stopped}, want: 124, text: "--timeout 5s"},
 		"own initrd":         {cfg: Config{Initrd: []byte("x")}, result: Result{Reason: vmm.PowerOff}, want: 0},
 	} {
 		t.Run(name, func(t *testing.T) {

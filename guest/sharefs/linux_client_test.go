@@ -3,6 +3,7 @@
 package sharefs_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -56,13 +58,17 @@ func mountSocket(t *testing.T, dir string, o sharefs.Options) string {
 
 func shell(t *testing.T, dir, script string) string {
 	t.Helper()
-	cmd := exec.Command("sh", "-euc", script)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-euxc", script)
 	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	cmd.WaitDelay = time.Second
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, stderr.String()[max(0, stderr.Len()-2000):])
 	}
-	return string(out)
+	return stdout.String()
 }
 
 // What people do in a folder, by a Linux kernel's client.

@@ -1,0 +1,60 @@
+package guest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/moovm/moovm/guest"
+)
+
+// A program that boots guests is their init, too.
+func Example() {
+	if guest.IsInit() {
+		guest.InitMain() // never returns
+	}
+	if err := run("/boot/vmlinuz-none"); errors.Is(err, guest.ErrNotKernel) {
+		fmt.Println("there is no kernel to boot")
+	}
+	// Output: there is no kernel to boot
+}
+
+// run boots a kernel, without any disk, and runs a command in its initramfs.
+func run(path string) error {
+	kernel, err := guest.LoadKernel(path)
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	modules, err := guest.FindModules(kernel)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	result, err := guest.Boot(ctx, guest.Config{
+		Kernel:  kernel,
+		Modules: modules,
+		Files:   []guest.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: "/bin/busybox"}},
+		Command: &guest.Command{Args: []string{"/bin/busybox", "uname", "-r"}},
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
+	})
+	os.Exit(guest.ExitStatus(result, err))
+	return nil
+}
+
+func ExampleInitramfs() {
+	a := guest.Initramfs{
+		Files: []guest.File{{Name: "/etc/motd", Data: []byte("hello\n")}},
+	}
+	b, err := a.Bytes()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Printf("%s, a multiple of 4 bytes: %v\n", b[:6], len(b)%4 == 0)
+	// Output: 070701, a multiple of 4 bytes: true
+}
