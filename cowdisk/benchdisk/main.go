@@ -1,0 +1,398 @@
+// Benchdisk measures cowdisk against raw pread/pwrite on the same file system and against qcow2 (qemu-img bench), all in one run, and
+// prints a table in Markdown.
+//
+//	go run ./cowdisk/benchdisk -dir /var/tmp
+package main
+
+import (
+	"cmp"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moovm/moovm/cowdisk"
+	"golang.org/x/sys/unix"
+)
+
+// disk is what both sides offer.
+type disk interface {
+	io.ReaderAt
+	io.WriterAt
+	Flush() error
+	Close() error
+}
+
+// rawFile is the limit: one system call an operation and nothing else. shift moves everything in the file to where the overlay has its
+// data, which is not where the page cache likes it best: that is the price of the format, not of the program.
+type rawFile struct {
+	fd    int
+	shift int64
+}
+
+func (f *rawFile) ReadAt(p []byte, off int64) (int, error)  { return unix.Pread(f.fd, p, off+f.shift) }
+func (f *rawFile) WriteAt(p []byte, off int64) (int, error) { return unix.Pwrite(f.fd, p, off+f.shift) }
+func (f *rawFile) Flush() error                             { return unix.Fdatasync(f.fd) }
+func (f *rawFile) Close() error                             { return unix.Close(f.fd) }
+
+// row is one line of the table.
+type row struct {
+	name    string
+	want    float64
+	block   int
+	random  bool
+	write   bool
+	flush   bool
+	base    bool // read from the backing file
+	touched bool // the data is there before the measurement
+	ops     int
+	qemu    bool // compare with qcow2
+}
+
+var rows = []row{
+	{name: "random read 4 KiB, allocated", want: 0.90, block: 4096, random: true, touched: true, ops: 100000, qemu: true},
+	{name: "random read 4 KiB, from backing", want: 0.90, block: 4096, random: true, base: true, ops: 100000, qemu: true},
+	{name: "random write 4 KiB, first touch", want: 0.80, block: 4096, random: true, write: true, ops: 30000, qemu: true},
+	{name: "random write 4 KiB, second touch", want: 0.90, block: 4096, random: true, write: true, touched: true, ops: 30000, qemu: true},
+	{name: "write 4 KiB + flush, first touch", want: 0.45, block: 4096, random: true, write: true, flush: true, ops: 150, qemu: true},
+	{name: "write 4 KiB + flush, second touch", want: 0.90, block: 4096, random: true, write: true, flush: true, touched: true, ops: 150, qemu: true},
+	{name: "sequential read 1 MiB, allocated", want: 0.95, block: 1 << 20, touched: true, ops: 256},
+	{name: "sequential read 1 MiB, from backing", want: 0.95, block: 1 << 20, base: true, ops: 256},
+	{name: "sequential write 1 MiB, first touch", want: 0.95, block: 1 << 20, write: true, ops: 256},
+	{name: "sequential write 1 MiB, second touch", want: 0.95, block: 1 << 20, write: true, touched: true, ops: 256},
+}
+
+const diskSize = 256 << 20
+
+var (
+	dir    = flag.String("dir", ".", "folder on the file system to measure")
+	rounds = flag.Int("rounds", 7, "rounds; the table shows medians")
+	out    = flag.String("o", "", "also write the table to this file")
+	filter = flag.String("rows", "", "only rows whose name contains this")
+	format = flag.String("format", "v2", "layout of the overlay: v2 or v3")
+	noQEMU = flag.Bool("no-qemu", false, "leave out qcow2")
+)
+
+func main() {
+	flag.Parse()
+	log.SetFlags(0)
+	if err := run(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run() error {
+	tmp, err := os.MkdirTemp(*dir, "benchdisk-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	var b strings.Builder
+	w := io.MultiWriter(os.Stdout, &b)
+	base := filepath.Join(tmp, "base.img")
+	if err := fill(base); err != nil {
+		return err
+	}
+	qemu := !*noQEMU
+	if _, err := exec.LookPath("qemu-img"); err != nil {
+		qemu = false
+		log.Print("qemu-img is not installed (package qemu-utils): no comparison with qcow2")
+	}
+	fmt.Fprintf(w, "| operation | raw ops/s | cowdisk ops/s | ratio | wanted | ratio to raw at the same file offset | qcow2 64 KiB | qcow2 ext. L2 |\n|---|---:|---:|---:|---:|---:|---:|---:|\n")
+	for _, r := range rows {
+		if !strings.Contains(r.name, *filter) {
+			continue
+		}
+		raw, cow, ratio, shifted, err := r.measure(tmp, base)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		q := [2]string{"–", "–"}
+		if qemu && r.qemu {
+			for i, ext := range []bool{false, true} {
+				ops, err := r.qcow2(tmp, base, ext)
+				if err != nil {
+					return fmt.Errorf("%s: %w", r.name, err)
+				}
+				q[i] = fmt.Sprintf("%.0f", ops)
+			}
+		}
+		mark := ""
+		if ratio < r.want {
+			mark = " ✗"
+		}
+		fmt.Fprintf(w, "| %s | %.0f | %.0f | **%.2f**%s | %.2f | %.2f | %s | %s |\n", r.name, raw, cow, ratio, mark, r.want, shifted, q[0], q[1])
+	}
+	create, open, mem, err := openTimes(tmp, base)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "\nCreate: %v. Open of a 1 TiB overlay with nothing allocated: %v, %d KiB of memory. Allocations per operation: see `go test -bench . -benchmem ./cowdisk`.\n", create, open, mem>>10)
+	if *out != "" {
+		text, err := os.ReadFile(*out)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		head, _, _ := strings.Cut(string(text), "<!-- table -->")
+		return os.WriteFile(*out, []byte(head+"<!-- table -->\n"+b.String()), 0o644)
+	}
+	return nil
+}
+
+func fill(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	p := make([]byte, 1<<20)
+	for off := int64(0); off < diskSize; off += int64(len(p)) {
+		for i := range p {
+			p[i] = byte(rand.Uint32())
+		}
+		if _, err := f.WriteAt(p, off); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+// measure keeps both sides open and alternates between them in short turns, so that what disturbs one disturbs the other. The ratio is the
+// median over all turns of all rounds.
+func (r row) measure(tmp, base string) (raw, cow, ratio, shifted float64, err error) {
+	var raws, cows, ratios, shifteds []float64
+	for i := range *rounds {
+		var d [3]disk
+		cow, err := r.openCOW(tmp, base)
+		if err != nil {
+			return 0, 0, 0, 0, err
+		}
+		d[1] = cow
+		for s, shift := range map[int]int64{0: 0, 2: cow.Info().FormatSpecific.DataOffset} {
+			if d[s], err = r.openRaw(tmp, base, shift); err != nil {
+				return 0, 0, 0, 0, err
+			}
+		}
+		n := diskSize / r.block
+		order := make([]int64, n)
+		for i := range order {
+			order[i] = int64(i) * int64(r.block)
+		}
+		if r.random {
+			rnd := rand.New(rand.NewPCG(uint64(i), 1))
+			rnd.Shuffle(n, func(i, j int) { order[i], order[j] = order[j], order[i] })
+		}
+		runtime.GC()
+		turn := max(r.ops/100, 1)
+		for at := 0; at < r.ops; at += turn {
+			var t [3]float64
+			for i := range d {
+				s := (at/turn + i) % len(d)
+				// Each side starts somewhere else: it must not find in the processor's cache what another one read.
+				if t[s], err = r.turn(d[s], order, at+s*n/3, turn); err != nil {
+					return 0, 0, 0, 0, err
+				}
+			}
+			raws, cows = append(raws, float64(turn)/t[0]), append(cows, float64(turn)/t[1])
+			ratios, shifteds = append(ratios, t[0]/t[1]), append(shifteds, t[2]/t[1])
+		}
+		if err = errors.Join(d[0].Close(), d[1].Close(), d[2].Close()); err != nil {
+			return 0, 0, 0, 0, err
+		}
+	}
+	return median(raws), median(cows), median(ratios), median(shifteds), nil
+}
+
+// turn returns the seconds that n operations take.
+func (r row) turn(d disk, order []int64, at, n int) (float64, error) {
+	start := time.Now()
+	for i := range n {
+		off := order[(at+i)%len(order)]
+		var err error
+		if r.write {
+			_, err = d.WriteAt(buf[:r.block], off)
+		} else {
+			_, err = d.ReadAt(buf[:r.block], off)
+		}
+		if err == nil && r.flush {
+			err = d.Flush()
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	return time.Since(start).Seconds(), nil
+}
+
+var buf = func() []byte {
+	p := make([]byte, 1<<20)
+	for i := range p {
+		p[i] = byte(i*7 + 1)
+	}
+	return p
+}()
+
+func median(v []float64) float64 {
+	slices.Sort(v)
+	return v[len(v)/2]
+}
+
+func (r row) openRaw(tmp, base string, shift int64) (disk, error) {
+	if r.base {
+		fd, err := unix.Open(base, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		return &rawFile{fd: fd}, err
+	}
+	p := filepath.Join(tmp, fmt.Sprint("raw", shift))
+	os.Remove(p)
+	fd, err := unix.Open(p, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Ftruncate(fd, diskSize+shift); err != nil {
+		return nil, err
+	}
+	f := &rawFile{fd, shift}
+	if err := r.touch(f); err != nil {
+		return nil, err
+	}
+	return f, r.warm(p)
+}
+
+func (r row) openCOW(tmp, base string) (*cowdisk.Disk, error) {
+	p := filepath.Join(tmp, "cow")
+	os.Remove(p)
+	v, err := cowdisk.ParseVariant(*format)
+	if err != nil {
+		return nil, err
+	}
+	if err := cowdisk.Create(p, cowdisk.CreateOptions{Backing: base, Variant: v}); err != nil {
+		return nil, err
+	}
+	d, err := cowdisk.Open(p, cowdisk.Options{})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.touch(d); err != nil {
+		return nil, err
+	}
+	return d, r.warm(p)
+}
+
+// warm reads the file into the page cache anew, as it is after the image was opened again: how large the pieces of the page cache are
+// would otherwise depend on how each side was filled.
+func (r row) warm(path string) error {
+	if !r.touched {
+		return nil
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
+		return err
+	}
+	p := make([]byte, 1<<20)
+	for off := int64(0); ; {
+		n, err := unix.Pread(fd, p, off)
+		if err != nil || n == 0 {
+			return err
+		}
+		off += int64(n)
+	}
+}
+
+func (r row) touch(d disk) error {
+	if r.touched {
+		p := make([]byte, 1<<20)
+		for off := int64(0); off < diskSize; off += int64(len(p)) {
+			if _, err := d.WriteAt(p, off); err != nil {
+				return err
+			}
+		}
+	}
+	return d.Flush()
+}
+
+var runTime = regexp.MustCompile(`Run completed in ([0-9.]+) seconds`)
+
+// qcow2 runs qemu-img bench, which strides over the disk.
+func (r row) qcow2(tmp, base string, extended bool) (float64, error) {
+	img := filepath.Join(tmp, "q.qcow2")
+	ops := min(r.ops, diskSize/r.block)
+	if !r.flush {
+		ops = min(ops, 20000)
+	}
+	var results []float64
+	for range min(*rounds, 3) {
+		os.Remove(img)
+		opts := "cluster_size=64k"
+		if extended {
+			opts = "extended_l2=on"
+		}
+		if o, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-o", opts, "-b", base, "-F", "raw", img).CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("qemu-img create: %w: %s", err, o)
+		}
+		args := []string{"bench", "-f", "qcow2", "-d", "1", "-s", strconv.Itoa(r.block), "-S", strconv.Itoa(r.block * 37)}
+		if r.touched {
+			if o, err := exec.Command("qemu-img", "bench", "-f", "qcow2", "-w", "-d", "1", "-s", "1M", "-c", strconv.Itoa(diskSize>>20), img).CombinedOutput(); err != nil {
+				return 0, fmt.Errorf("qemu-img bench: %w: %s", err, o)
+			}
+		}
+		if r.write {
+			args = append(args, "-w")
+		}
+		if r.flush {
+			args = append(args, "--flush-interval=1")
+		}
+		o, err := exec.Command("qemu-img", append(args, "-c", strconv.Itoa(ops), img)...).CombinedOutput()
+		if err != nil {
+			return 0, fmt.Errorf("qemu-img bench: %w: %s", err, o)
+		}
+		m := runTime.FindSubmatch(o)
+		if m == nil {
+			return 0, fmt.Errorf("qemu-img bench said %q", o)
+		}
+		s, _ := strconv.ParseFloat(string(m[1]), 64)
+		results = append(results, float64(ops)/s)
+	}
+	return median(results), nil
+}
+
+func openTimes(tmp, base string) (create, open time.Duration, mem uint64, err error) {
+	var creates, opens []time.Duration
+	p := filepath.Join(tmp, "big")
+	for range 51 {
+		os.Remove(p)
+		start := time.Now()
+		if err = cowdisk.Create(p, cowdisk.CreateOptions{Backing: base, Size: 1 << 40}); err != nil {
+			return
+		}
+		creates = append(creates, time.Since(start))
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		start = time.Now()
+		var d *cowdisk.Disk
+		if d, err = cowdisk.Open(p, cowdisk.Options{}); err != nil {
+			return
+		}
+		opens = append(opens, time.Since(start))
+		runtime.ReadMemStats(&after)
+		mem = max(mem, after.TotalAlloc-before.TotalAlloc)
+		d.Close()
+	}
+	slices.SortFunc(creates, cmp.Compare)
+	slices.SortFunc(opens, cmp.Compare)
+	return creates[25], opens[25], mem, nil
+}
