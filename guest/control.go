@@ -86,7 +86,8 @@ type ControlState struct {
 // Control is the host's end of the control line: the stdin, stdout, stderr,
 // exit status, window size and signals of the guest's command, in frames on a
 // serial port (ttyS1 of the guest) or another byte stream. There may be several
-// of these; the guest chooses the one it says hello on last. The guest is not trusted: frames are
+// of these, the best added last; the best one that the guest says hello on is
+// used. The guest is not trusted: frames are
 // bounded, and nonsense costs an error at most. Methods may be called from any
 // goroutine.
 type Control struct {
@@ -95,6 +96,7 @@ type Control struct {
 
 	wmu sync.Mutex // one frame at a time on w
 	w   io.Writer  // of the line in use
+	use int        // its index; an earlier line's hello may arrive late
 
 	hmu   sync.Mutex // one frame at a time is handled
 	onBye func()     // called when the guest is about to switch off; may be nil
@@ -140,7 +142,7 @@ func (c *Control) Run() error {
 	errs := make([]error, len(c.lines))
 	var all sync.WaitGroup
 	for i, l := range c.lines {
-		all.Go(func() { errs[i] = c.serve(l) })
+		all.Go(func() { errs[i] = c.serve(i, l.r) })
 	}
 	all.Wait()
 	c.mu.Lock()
@@ -150,8 +152,8 @@ func (c *Control) Run() error {
 	return errors.Join(errs...)
 }
 
-func (c *Control) serve(l controlLine) error {
-	frames := newFrameReader(l.r)
+func (c *Control) serve(line int, r io.Reader) error {
+	frames := newFrameReader(r)
 	var outErr error
 	garbage := int64(0)
 	for {
@@ -168,7 +170,7 @@ func (c *Control) serve(l controlLine) error {
 		}
 		// An output that is gone does not end the line: the status still counts.
 		c.hmu.Lock()
-		err = c.handle(f, l)
+		err = c.handle(f, line)
 		c.hmu.Unlock()
 		if err != nil && outErr == nil {
 			outErr = err
@@ -176,7 +178,7 @@ func (c *Control) serve(l controlLine) error {
 	}
 }
 
-func (c *Control) handle(f frame, l controlLine) error {
+func (c *Control) handle(f frame, line int) error {
 	switch f.kind {
 	case frameStdout:
 		return output(c.cfg.Stdout, f.payload, "stdout")
@@ -193,7 +195,9 @@ func (c *Control) handle(f frame, l controlLine) error {
 		}
 	case frameHello:
 		c.wmu.Lock()
-		c.w = l.w
+		if line >= c.use {
+			c.use, c.w = line, c.lines[line].w
+		}
 		c.wmu.Unlock()
 		var h helloFrame
 		_ = json.Unmarshal(f.payload, &h) // a hello is a hello

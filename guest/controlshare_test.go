@@ -71,8 +71,8 @@ func TestControlShare(t *testing.T) {
 	if n, err := in.ReadAt(buf, 0); n != 0 || err != nil && !errors.Is(err, io.EOF) {
 		t.Errorf("a read of nothing: %d, %v", n, err)
 	}
-	// The last hello was on the share, so that is where the host answers; but
-	// the host may still be about to read it.
+	// The hello on the share decides where the host answers, though that on the
+	// serial port may have arrived later; but it must have been read.
 	for !c.State().Exited {
 		_, _ = in.ReadAt(buf[:0], 0)
 	}

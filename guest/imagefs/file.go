@@ -61,6 +61,10 @@ func (n *node) mode() p9.FileMode {
 	return p9.ModeSymlink | 0o777
 }
 
+// blockSize is what st_blksize says. Tools read that much at a time, so a
+// round trip should be worth it.
+const blockSize = 128 << 10
+
 // GetAttr implements p9.File.
 func (f *file) GetAttr(p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error) {
 	n := f.n
@@ -70,7 +74,7 @@ func (f *file) GetAttr(p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error) {
 	if _, snapshot := opened.(fixed); !snapshot {
 		size, mtime = n.observe(nil)
 	}
-	attr := p9.Attr{Mode: n.mode(), NLink: 1, BlockSize: 4096}
+	attr := p9.Attr{Mode: n.mode(), NLink: 1, BlockSize: blockSize}
 	switch {
 	case n.children != nil:
 		attr.NLink = 2

@@ -16,6 +16,9 @@ const (
 	permissions = 0o1777
 	// openFlags are the flags of open(2) that a guest may pass on.
 	openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_TRUNC | unix.O_SYNC | unix.O_DIRECTORY
+	// blockSize is what st_blksize says. Tools read that much at a time, so
+	// a round trip should be worth it.
+	blockSize = 128 << 10
 	// safeFlags keep an open from waiting for, or becoming the terminal of, anything.
 	safeFlags = unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
 )
@@ -61,7 +64,7 @@ func (s *Share) attr(st *unix.Stat_t) (p9.QID, p9.Attr) {
 	}
 	return s.qid(uint64(st.Dev), st.Ino, st.Mode), p9.Attr{
 		Mode: p9.FileMode(mode), UID: p9.UID(uid), GID: p9.GID(gid), NLink: p9.NLink(st.Nlink),
-		Size: uint64(st.Size), BlockSize: uint64(st.Blksize), Blocks: uint64(st.Blocks),
+		Size: uint64(st.Size), BlockSize: blockSize, Blocks: uint64(st.Blocks),
 		ATimeSeconds: uint64(st.Atim.Sec), ATimeNanoSeconds: uint64(st.Atim.Nsec),
 		MTimeSeconds: uint64(st.Mtim.Sec), MTimeNanoSeconds: uint64(st.Mtim.Nsec),
 		CTimeSeconds: uint64(st.Ctim.Sec), CTimeNanoSeconds: uint64(st.Ctim.Nsec),
