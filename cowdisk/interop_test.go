@@ -1,0 +1,280 @@
+package cowdisk
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tool finds a program that others wrote.
+func tool(t *testing.T, name, pkg string) string {
+	t.Helper()
+	p, err := exec.LookPath(name)
+	if err != nil {
+		for _, dir := range []string{"/usr/sbin", "/sbin"} {
+			if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+				return filepath.Join(dir, name)
+			}
+		}
+		t.Skipf("%s is not installed: apt-get install %s", name, pkg)
+	}
+	return p
+}
+
+func runTool(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// What uml_mkcow makes we read and write, and uml_moo reads it back.
+func TestInteropMkcow(t *testing.T) {
+	mkcow, moo := tool(t, "uml_mkcow", "uml-utilities"), tool(t, "uml_moo", "uml-utilities")
+	for _, size := range []int{4096, 1<<20 + 512, 3<<20 + 700} {
+		dir := t.TempDir()
+		base, want := baseFile(t, dir, size)
+		img := filepath.Join(dir, "a.cow")
+		runTool(t, mkcow, img, base)
+		// Ours is the same, byte for byte.
+		ours := filepath.Join(dir, "ours.cow")
+		mustCreate(t, ours, CreateOptions{Backing: "base.img", Variant: UMLV3})
+		a, _ := os.ReadFile(img)
+		b, _ := os.ReadFile(ours)
+		wantSame(t, "v3 image", b, a)
+		for _, p := range []string{img, ours} {
+			want := bytes.Clone(want)
+			d := mustOpen(t, p, Options{})
+			for i := range 30 {
+				off := rand.IntN(size)
+				p := randomBytes(min(9000, size-off), uint64(i))
+				copy(want[off:], p)
+				if _, err := d.WriteAt(p, int64(off)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			out := filepath.Join(dir, "out.img")
+			runTool(t, moo, p, out)
+			got, _ := os.ReadFile(out)
+			whole := size &^ 511 // uml_moo leaves out a last sector that is not whole
+			wantSame(t, "uml_moo of "+filepath.Base(p), got[:whole], want[:whole])
+			os.Remove(out)
+		}
+	}
+}
+
+// uml_moo reads every UML layout; for images in the older ones, with any mixture of sectors, it and we agree.
+func TestInteropMoo(t *testing.T) {
+	moo := tool(t, "uml_moo", "uml-utilities")
+	for _, f := range []fixture{{variant: UMLV1, little: true}, {variant: UMLV2}, {variant: UMLV3, align: 4096}} {
+		t.Run(f.String(), func(t *testing.T) {
+			dir := t.TempDir()
+			base, want := baseFile(t, dir, 1<<20)
+			st, _ := os.Stat(base)
+			f.backing, f.size, f.mtime = base, 1<<20, uint32(st.ModTime().Unix())
+			over := randomBytes(1<<20, 3)
+			img := filepath.Join(dir, "a.cow")
+			writeFile(t, img, f.image(over, func(s int) bool {
+				if s*2654435761%7 < 3 {
+					copy(want[s*512:s*512+512], over[s*512:])
+					return true
+				}
+				return false
+			}))
+			check := func(when string) {
+				out := filepath.Join(dir, "out.img")
+				if o, err := exec.Command(moo, img, out).CombinedOutput(); err != nil {
+					if f.variant != UMLV3 && strings.Contains(string(o), "magic") {
+						t.Skipf("this uml_moo does not read %v: %s", f.variant, o)
+					}
+					t.Fatalf("uml_moo: %v: %s", err, o)
+				}
+				got, _ := os.ReadFile(out)
+				wantSame(t, "uml_moo "+when, got, want)
+				os.Remove(out)
+			}
+			check("before")
+			d := mustOpen(t, img, Options{})
+			wantSame(t, "ours", contents(t, d), want)
+			p := randomBytes(100000, 9)
+			copy(want[70001:], p)
+			if _, err := d.WriteAt(p, 70001); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			check("after our writes")
+		})
+	}
+}
+
+// What flatten writes is read by QEMU and by ext4's own checker.
+func TestInteropFlatten(t *testing.T) {
+	mke2fs, e2fsck, qemu, qio := tool(t, "mke2fs", "e2fsprogs"), tool(t, "e2fsck", "e2fsprogs"), tool(t, "qemu-img", "qemu-utils"), tool(t, "qemu-io", "qemu-utils")
+	dir := t.TempDir()
+	tree := filepath.Join(dir, "tree")
+	os.MkdirAll(filepath.Join(tree, "a/b"), 0o755)
+	base, other := filepath.Join(dir, "base.img"), filepath.Join(dir, "other.img")
+	runTool(t, mke2fs, "-q", "-t", "ext4", "-d", tree, base, "16M")
+	writeFile(t, filepath.Join(tree, "a/b/c"), randomBytes(300000, 5))
+	runTool(t, mke2fs, "-q", "-t", "ext4", "-d", tree, other, "16M")
+	a, _ := os.ReadFile(base)
+	b, _ := os.ReadFile(other)
+	img, out := filepath.Join(dir, "a.cow"), filepath.Join(dir, "out.img")
+	mustCreate(t, img, CreateOptions{Backing: "base.img"})
+	d := mustOpen(t, img, Options{})
+	for off := 0; off < len(a); off += 1024 {
+		if !bytes.Equal(a[off:off+1024], b[off:off+1024]) {
+			if _, err := d.WriteAt(b[off:off+1024], int64(off)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d.Close()
+	if err := Flatten(t.Context(), img, out, VariantUnknown, ToolOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	runTool(t, e2fsck, "-fn", out)
+	runTool(t, qemu, "compare", "-f", "raw", "-F", "raw", out, other)
+	if o := runTool(t, qio, "-r", "-f", "raw", "-c", fmt.Sprintf("read -v %d 16", 1024), out); !strings.Contains(o, "read 16/16 bytes") {
+		t.Errorf("qemu-io: %s", o)
+	}
+	st, err := os.Stat(out)
+	if err != nil || st.Size() != 16<<20 {
+		t.Fatalf("%v %v", st, err)
+	}
+	if f, err := (HostFS{}).Open(out, OpenMode{}); err != nil {
+		t.Fatal(err)
+	} else {
+		i, _ := f.Stat()
+		f.Close()
+		if i.Allocated > 8<<20 {
+			t.Errorf("flatten is not sparse: %d bytes", i.Allocated)
+		}
+	}
+	c, err := Compare(t.Context(), img, other, ToolOptions{})
+	if err != nil || !c.Equal {
+		t.Errorf("compare: %+v %v", c, err)
+	}
+}
+
+// cpio makes an initramfs archive (newc).
+func cpio(files map[string][]byte, order []string) []byte {
+	var b bytes.Buffer
+	add := func(name string, mode int, data []byte) {
+		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", 0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
+		b.WriteString(name + "\x00")
+		for b.Len()%4 != 0 {
+			b.WriteByte(0)
+		}
+		b.Write(data)
+		for b.Len()%4 != 0 {
+			b.WriteByte(0)
+		}
+	}
+	for _, name := range order {
+		if data, ok := files[name]; ok {
+			add(name, 0o100755, data)
+		} else {
+			add(name, 0o40755, nil)
+		}
+	}
+	add("TRAILER!!!", 0, nil)
+	return b.Bytes()
+}
+
+// A running User Mode Linux reads what we wrote and writes what we then read, in all layouts it knows.
+func TestInteropUML(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots User Mode Linux; run without -short")
+	}
+	linux, busybox := tool(t, "linux.uml", "user-mode-linux"), tool(t, "busybox", "busybox-static")
+	bb, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 1 << 20
+	for _, f := range []fixture{{variant: UMLV3, align: 4096}, {variant: UMLV2}, {variant: UMLV1, little: true}} {
+		t.Run(f.String(), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			base, want := baseFile(t, dir, size)
+			st, _ := os.Stat(base)
+			f.backing, f.size, f.mtime = base, size, uint32(st.ModTime().Unix())
+			img := filepath.Join(dir, "a.cow")
+			over := randomBytes(size, 8)
+			writeFile(t, img, f.image(over, func(s int) bool { // whole units: UML misreads others
+				if s/8%5 == 1 {
+					copy(want[s*512:s*512+512], over[s*512:])
+					return true
+				}
+				return false
+			}))
+			d := mustOpen(t, img, Options{})
+			for i := range 10 {
+				p := randomBytes(7000, uint64(i))
+				copy(want[i*90001:], p)
+				if _, err := d.WriteAt(p, int64(i*90001)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			guest := randomBytes(5*4096, 77)
+			initrd := filepath.Join(dir, "initrd")
+			writeFile(t, initrd, cpio(map[string][]byte{"bin/busybox": bb, "data": guest, "init": []byte(`#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t devtmpfs d /dev
+echo "read: $($b sha256sum < /dev/ubda)"
+$b dd if=/data of=/dev/ubda bs=4096 seek=30 count=5 conv=notrunc,fsync 2>/dev/null
+$b dd if=/data of=/dev/ubda bs=4096 seek=6 count=1 conv=notrunc,fsync 2>/dev/null
+echo "wrote: $($b sha256sum < /dev/ubda)"
+$b poweroff -f
+`)}, []string{"bin", "dev", "bin/busybox", "data", "init"}))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, linux, "mem=64M", "initrd="+initrd, "ubd0="+img, "con=null", "con0=fd:0,fd:1", "umid=moovm"+filepath.Base(filepath.Dir(dir)), "uml_dir="+dir)
+			cmd.Dir = dir
+			out, err := cmd.CombinedOutput()
+			if !bytes.Contains(out, []byte("Run /init")) || bytes.Contains(out, []byte("PTRACE_SETREG")) {
+				t.Skipf("linux.uml does not run on this machine (a CPU with large extended state?): %v\n%s", err, out)
+			}
+			line := func(name string, b []byte) {
+				t.Helper()
+				if sum := fmt.Sprintf("%s: %x", name, sha256Sum(b)); !bytes.Contains(out, []byte(sum)) {
+					t.Fatalf("UML did not say %q:\n%s", sum, out)
+				}
+			}
+			line("read", want)
+			copy(want[30*4096:], guest)
+			copy(want[6*4096:], guest[:4096])
+			line("wrote", want)
+			d = mustOpen(t, img, Options{})
+			wantSame(t, "what UML wrote", contents(t, d), want)
+			d.Close()
+			if r, err := Check(t.Context(), img, false, ToolOptions{}); err != nil || len(r.Problems) != 0 {
+				t.Errorf("check: %+v %v", r, err)
+			}
+		})
+	}
+}
+
+func sha256Sum(b []byte) []byte {
+	s := sha256.Sum256(b)
+	return s[:]
+}
