@@ -6,55 +6,16 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/guest/sharefs"
-	"github.com/moovm/moovm/virtio9p/fence"
+	"github.com/moovm/moovm/virtio9p/virtio9ptest"
 )
-
-// mountSocket serves a share on a socket and has this kernel mount it.
-func mountSocket(t *testing.T, dir string, o sharefs.Options) string {
-	t.Helper()
-	mnt := t.TempDir()
-	sock := filepath.Join(t.TempDir(), "9p")
-	l, err := net.Listen("unix", sock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := share(t, dir, o)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- fence.Serve(ctx, l, fence.Config{Attacher: s}) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	// A file system of which the kernel has the module but has not loaded it
-	// is ENODEV, a missing transport EINVAL.
-	err = unix.Mount(sock, mnt, "9p", 0, "trans=unix,version=9p2000.L,msize=512000,cache=none,access=any,noxattr")
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EACCES) {
-		t.Skipf("mounting 9p needs root and the modules 9p and 9pnet_fd (modprobe; in the sandbox: moovm sandbox): %v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(mnt, 0); err != nil {
-			t.Errorf("umount: %v", err)
-			unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
-	return mnt
-}
 
 func shell(t *testing.T, dir, script string) string {
 	t.Helper()
@@ -74,7 +35,7 @@ func shell(t *testing.T, dir, script string) string {
 // What people do in a folder, by a Linux kernel's client.
 func TestLinuxClient(t *testing.T) {
 	dir := t.TempDir()
-	mnt := mountSocket(t, dir, rw)
+	mnt := virtio9ptest.Mount(t, share(t, dir, rw))
 	for _, script := range []string{
 		`mkdir -p a/b/c`,
 		`echo hello > a/f; cat a/f >/dev/null`,
@@ -119,7 +80,7 @@ func TestLinuxClient(t *testing.T) {
 func TestLinuxClientReadOnly(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/f", "text")
-	mnt := mountSocket(t, dir, sharefs.Options{})
+	mnt := virtio9ptest.Mount(t, share(t, dir, sharefs.Options{}))
 	if err := os.WriteFile(mnt+"/f", nil, 0o644); !errors.Is(err, unix.EROFS) {
 		t.Errorf("write: %v", err)
 	}
