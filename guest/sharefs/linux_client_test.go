@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,4 +94,26 @@ func TestLinuxClientReadOnly(t *testing.T) {
 	if b, err := os.ReadFile(mnt + "/f"); string(b) != "text" || err != nil {
 		t.Errorf("%q, %v", b, err)
 	}
+}
+
+// Round trips and throughput of a kernel's client on this machine.
+func BenchmarkLinuxClient(b *testing.B) {
+	dir := b.TempDir()
+	write(b, dir+"/f", strings.Repeat("x", 4<<20))
+	mnt := virtio9ptest.Mount(b, share(b, dir, sharefs.Options{}))
+	b.Run("stat", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := os.Stat(mnt + "/f"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("read", func(b *testing.B) {
+		b.SetBytes(4 << 20)
+		for b.Loop() {
+			if _, err := os.ReadFile(mnt + "/f"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

@@ -29,9 +29,12 @@
 //   - Extended attributes share one File among fids, take unbounded memory and
 //     answer EINVAL: they are answered with EOPNOTSUPP, as by a file system
 //     without them. Protocol extensions (9P2000.L.Google.N) are not offered.
+//   - A Tunlinkat that fails leaves its name in the server's memory: after 65536
+//     of them in a session, the next is refused with ENOMEM.
 //   - EPERM would become EACCES and ENOTEMPTY EEXIST: errors keep their number.
 //
-// Known and not fenced off: a session keeps about 100 bytes for each name that
-// was ever removed from or walked to in a folder, until the next Tversion; and
-// a file that has been removed while open cannot be truncated (EINVAL).
+// Known and not fenced off: until the next Tversion a session keeps some 200
+// bytes for each file that was walked to and is still there, and for each that
+// was removed while a fid referred to it; and a file that has been removed
+// while open cannot be truncated (EINVAL).
 package fence

@@ -4,6 +4,7 @@ import (
 	"io"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -133,7 +134,12 @@ func (f *fakeFile) RenameAt(string, p9.File, string) error {
 	return nil
 }
 
-func (f *fakeFile) UnlinkAt(string, uint32) error { return nil }
+func (f *fakeFile) UnlinkAt(name string, _ uint32) error {
+	if name == "eperm" {
+		return syscall.EPERM
+	}
+	return nil
+}
 
 func (f *fakeFile) Readlink() (string, error) { return strings.Repeat("x", 3000), nil }
 

@@ -24,6 +24,7 @@ const (
 	DefaultFIDs = 1 << 16
 
 	maxMsize  = 1 << 20
+	maxLost   = 1 << 16
 	version9P = "9P2000.L"
 )
 
@@ -83,6 +84,7 @@ type Session struct {
 	inflight map[uint16]*request
 	fids     map[uint32]struct{}
 	engine   *engine // nil before the first Tversion and after Close
+	lost     int     // names the server keeps for nothing: of Tunlinkat that failed
 	msize    uint32
 }
 
@@ -219,6 +221,9 @@ func (s *Session) start(r *request) error {
 	if s.inflight[r.tag] != nil {
 		return linux.EBUSY
 	}
+	if r.typ == tunlink && s.lost >= maxLost {
+		return linux.ENOMEM
+	}
 	for s.mustWait(&r.message) {
 		s.idle.Wait()
 	}
@@ -338,6 +343,7 @@ func (s *Session) stop() {
 	e := s.engine
 	s.engine = nil
 	clear(s.fids)
+	s.lost = 0
 	s.msize = s.cfg.MaxMsize
 	s.mu.Unlock()
 	if e != nil {
@@ -374,6 +380,8 @@ func (s *Session) finish(r *request, typ uint8) {
 	s.mu.Lock()
 	delete(s.inflight, r.tag)
 	switch {
+	case r.typ == tunlink && typ == rlerror:
+		s.lost++
 	case r.newFID && typ == rlerror:
 		delete(s.fids, r.fids[r.nfids-1])
 	case r.typ == tclunk, r.typ == tremove: // the fid is gone even after an error

@@ -319,6 +319,22 @@ func TestRenameAlone(t *testing.T) {
 	}
 }
 
+// Errors keep their number; and names nobody has do not fill the memory.
+func TestUnlinkErrors(t *testing.T) {
+	s := attached(t, newFakeFS(), Config{})
+	bad := wire.Msg(wire.Tunlinkat, 1, uint32(0), "eperm", uint32(0))
+	roundTrip(t, s, bad, linux.EPERM)
+	for range maxLost - 1 {
+		submit(t, s, bad, 100)
+	}
+	roundTrip(t, s, bad, linux.ENOMEM)
+	roundTrip(t, s, wire.Msg(wire.Tunlinkat, 1, uint32(0), "f", uint32(0)), linux.ENOMEM)
+	roundTrip(t, s, wire.Version(8192), 0)
+	roundTrip(t, s, wire.Attach(1, 0), 0)
+	roundTrip(t, s, wire.Msg(wire.Tunlinkat, 1, uint32(0), "f", uint32(0)), 0)
+	roundTrip(t, s, bad, linux.EPERM)
+}
+
 // A file that panics fails that request, and is heard of once.
 func TestPanic(t *testing.T) {
 	var log syncBuffer
