@@ -194,7 +194,7 @@ func crashPoints() int {
 	case raceEnabled:
 		return 2_000
 	}
-	return 10_000
+	return 6_000
 }
 
 // parallelSeeds runs f with new seeds on every processor until it has done enough.

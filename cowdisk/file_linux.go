@@ -22,6 +22,7 @@ type hostFile struct {
 	fd     int
 	path   string
 	device bool
+	locked bool
 	closed atomic.Bool
 }
 
@@ -169,6 +170,7 @@ func (f *hostFile) lock(exclusive bool) error {
 	}
 	switch {
 	case err == nil:
+		f.locked = true
 		return nil
 	case err == unix.EAGAIN || err == unix.EACCES:
 		what := "another program is writing to it"
@@ -323,6 +325,13 @@ func (f *hostFile) Stat() (FileInfo, error) {
 func (f *hostFile) Close() error {
 	if f.closed.Swap(true) {
 		return nil
+	}
+	if f.locked {
+		// Closing alone would leave the lock with a child that was forked a moment ago and has not yet come to its exec.
+		l := unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart}
+		if unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &l) != nil {
+			unix.Flock(f.fd, unix.LOCK_UN)
+		}
 	}
 	if err := unix.Close(f.fd); err != nil && err != unix.EINTR {
 		return f.error("close", err)
