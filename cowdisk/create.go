@@ -96,7 +96,7 @@ func (o *CreateOptions) header(path, real string, fsys FS) (Header, error) {
 
 func checkSize(path string, size int64) error {
 	if size < sectorSize || size > maxDiskSize {
-		return &Error{Path: path, Field: "size", Kind: ErrSize, Detail: fmt.Sprintf("%d bytes", size), Remedy: "a disk has at least one sector of 512 bytes and less than 4 EiB"}
+		return &Error{Path: path, Field: "size", Kind: ErrSize, Detail: fmt.Sprintf("%d bytes", size), Remedy: "a disk has at least one sector of 512 bytes and at most 8 PiB"}
 	}
 	return nil
 }

@@ -14,6 +14,8 @@ type Disk struct {
 	path     string
 	readOnly bool
 	size     int64
+	fs       FS
+	memory   int64 // Options.BitmapMemory
 	gate     gate
 	chain    *chain // changes only while the gate is paused
 	locks    rangeLock

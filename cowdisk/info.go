@@ -44,7 +44,12 @@ func (d *Disk) Layers() []Layer {
 }
 
 // top is the view of the whole disk.
-func (d *Disk) top() Layer { return Layer{d, d.chain} }
+func (d *Disk) top() Layer {
+	if g, ok := d.gate.enter(0); ok {
+		defer g.Add(-1)
+	} // else the disk is closed, and the chain does not change any more
+	return Layer{d, d.chain}
+}
 
 // do runs f unless the disk is closed.
 func (l Layer) do(f func()) bool {

@@ -1,11 +1,15 @@
 package cowdisk
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 )
 
@@ -229,4 +233,70 @@ func TestRaw(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Close()
+}
+
+func TestSnapshot(t *testing.T) {
+	for _, v := range []Variant{QEMUV2, UMLV3} {
+		dir := t.TempDir()
+		_, want := baseFile(t, dir, 1<<20)
+		mustCreate(t, filepath.Join(dir, "a"), CreateOptions{Backing: "base.img", Variant: v})
+		d := mustOpen(t, filepath.Join(dir, "a"), Options{})
+		var wg sync.WaitGroup
+		stop := make(chan struct{})
+		half := len(want) / 2
+		wg.Go(func() { // a guest that does not stop
+			r := rand.New(rand.NewPCG(1, 1))
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				p := randomBytes(5000, uint64(i))
+				off := half + r.IntN(half-5000)
+				copy(want[off:], p)
+				if _, err := d.WriteAt(p, int64(off)); err != nil {
+					t.Error(err)
+				}
+				q := make([]byte, 5000)
+				if _, err := d.ReadAt(q, int64(off)); err != nil || !bytes.Equal(p, q) {
+					t.Errorf("what was written is not there: %v", err)
+				}
+			}
+		})
+		var frozen [][]byte
+		for i := range 3 {
+			p := randomBytes(10000, uint64(i)+99)
+			copy(want[i*7000:], p)
+			if _, err := d.WriteAt(p, int64(i*7000)); err != nil {
+				t.Fatal(err)
+			}
+			frozen = append(frozen, bytes.Clone(want[:half]))
+			if err := d.Snapshot(filepath.Join(dir, fmt.Sprint("s", i))); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Snapshot(filepath.Join(dir, "a")); !errors.Is(err, ErrExists) {
+				t.Fatalf("over an image: %v", err)
+			}
+		}
+		close(stop)
+		wg.Wait()
+		if n := len(d.Layers()); n != 5 {
+			t.Errorf("%d layers", n)
+		}
+		wantSame(t, "live", contents(t, d), want)
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		d = mustOpen(t, filepath.Join(dir, "s2"), Options{})
+		wantSame(t, "reopened", contents(t, d), want)
+		d.Close()
+		for i, name := range []string{"a", "s0", "s1"} {
+			b, err := readAll(filepath.Join(dir, name), Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSame(t, name, b[:half], frozen[i])
+		}
+	}
 }

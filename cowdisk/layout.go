@@ -3,7 +3,6 @@ package cowdisk
 import (
 	"bytes"
 	"encoding/binary"
-	"math"
 )
 
 // sectorSize is the unit of the bitmap. Every layout stores it; no program ever wrote another value.
@@ -16,8 +15,9 @@ const (
 	unitSectors = unitSize / sectorSize
 )
 
-// maxDiskSize keeps every offset of the file, header and bitmap included, inside an int64.
-const maxDiskSize = math.MaxInt64/2 + 1 - 1<<40
+// maxDiskSize, 8 PiB, keeps every offset inside an int64 and the table of bitmap pages, 8 bytes per 8 GiB, below 8 MiB whatever a header
+// claims.
+const maxDiskSize = 8 << 50
 
 const (
 	magic           = 0x4f4f4f4d // "OOOM", big-endian

@@ -76,7 +76,9 @@ func openDisk(path string, o Options, raw bool) (_ *Disk, err error) {
 	if err := op.open(path, raw); err != nil {
 		return nil, err
 	}
-	return newDisk(path, op.layers, o.ReadOnly), nil
+	d := newDisk(path, op.layers, o.ReadOnly)
+	d.fs, d.memory = o.fs(), o.BitmapMemory
+	return d, nil
 }
 
 func newDisk(path string, layers []*layer, readOnly bool) *Disk {

@@ -129,7 +129,7 @@ func explain(b []byte, version uint32, little bool, path string) error {
 			continue
 		}
 		if n := o.Uint64(b[l.sizeOff:]); n < sectorSize || n > maxDiskSize {
-			return &Error{Path: path, Field: "size", Kind: ErrSize, Detail: fmt.Sprintf("%d bytes", n), Remedy: "a disk has at least one sector of 512 bytes and less than 4 EiB"}
+			return &Error{Path: path, Field: "size", Kind: ErrSize, Detail: fmt.Sprintf("%d bytes", n), Remedy: "a disk has at least one sector of 512 bytes and at most 8 PiB"}
 		}
 		if l.alignOff == noField {
 			continue

@@ -1,0 +1,75 @@
+package cowdisk
+
+import "path/filepath"
+
+// Snapshot freezes what the disk contains now and goes on in a new overlay at path: the image that was written so far becomes its backing
+// file. Requests wait while it happens (a flush and the making of a small file). The new overlay gets the layout of the old one where that
+// can be created, else v2. After an error the disk goes on as it was.
+func (d *Disk) Snapshot(path string) error {
+	if d.readOnly {
+		return &Error{Path: d.path, Kind: ErrReadOnly}
+	}
+	if !d.gate.pause() {
+		return d.errClosed()
+	}
+	defer d.gate.resume()
+	old := d.chain.layers[0]
+	if err := d.flush.run(d.flushPass); err != nil {
+		return err
+	}
+	real, err := d.fs.Resolve(path)
+	if err != nil {
+		return err
+	}
+	backing := old.real
+	if rel, err := filepath.Rel(filepath.Dir(real), old.real); err == nil && filepath.IsLocal(rel) {
+		backing = rel
+	}
+	st, err := old.file.Stat()
+	if err != nil {
+		return err
+	}
+	h := Header{Variant: QEMUV2, Size: d.size, SectorSize: sectorSize}
+	if old.bm != nil && old.hdr.Variant == UMLV3 {
+		h.Variant, h.Size, h.Alignment = UMLV3, old.hdr.Size, defaultAlign
+	}
+	// The backing file is locked by this disk, so what we know of it is used rather than opening it again.
+	base := backingInfo{size: old.size, mtime: st.mtime32()}
+	if old.bm != nil {
+		base.size = old.hdr.Size
+	}
+	if err := h.setBacking(path, real, backing, base); err != nil {
+		return err
+	}
+	f, err := d.fs.Create(real)
+	if err != nil {
+		return renamed(err, real, path)
+	}
+	l, err := publishOverlay(f, path, real, h, d.memory)
+	if err != nil {
+		f.Close()
+		return renamed(err, real, path)
+	}
+	l.backer = old.real
+	d.chain = newChain(append([]*layer{l}, d.chain.layers...))
+	return nil
+}
+
+// publishOverlay makes f an image and the top layer of a chain. It is synced: the layer below will not be written any more.
+func publishOverlay(f NewFile, path, real string, h Header, memory int64) (*layer, error) {
+	if err := writeImage(f, &h); err != nil {
+		return nil, err
+	}
+	if err := f.Sync(); err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	raw := make([]byte, layouts[h.Variant].header)
+	h.encode(raw)
+	l := &layer{path: path, real: real, file: f, id: st.ID, size: h.DiskSize(), data: h.DataOffset(), hdr: h, raw: raw, write: true}
+	l.bm = newBitmap(f, path, &h, memory)
+	return l, f.Publish(false)
+}
