@@ -497,7 +497,7 @@ func TestSpecialFiles(t *testing.T) {
 }
 
 func TestLargeFolder(t *testing.T) {
-	files := 5000
+	files := 1500
 	if os.Getenv("MOOVM_SOAK") != "" {
 		files = 100_000
 	}
