@@ -66,10 +66,12 @@ func guestInit() {
 		t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
 		t.Cflag |= unix.CRTSCTS | unix.CS8 | unix.CLOCAL | unix.CREAD
 		fail(unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, t))
+		fmt.Println("ready") // before, the line was cooked
 		n, sum := 0, byte(0)
 		r := bufio.NewReader(f)
 		for {
 			b, err := r.ReadByte()
+			fail(err)
 			if err != nil || b == 0 {
 				break
 			}
@@ -223,17 +225,20 @@ func TestKernelPauses(t *testing.T) {
 	}
 }
 
-// TestKernelInput pastes 100 kB into a serial port.
+// TestKernelInput pastes more than any buffer holds into a serial port.
 func TestKernelInput(t *testing.T) {
 	in, feed := io.Pipe()
 	m, out := kernelMachine(t, "sum", func(c *Config) { c.Control.In = in })
-	n, sum := 100_000, byte(0)
+	n, sum := 20_000, byte(0)
 	data := make([]byte, n, n+1)
 	for i := range data {
 		data[i] = byte(i%250 + 1)
 		sum = sum*31 + data[i]
 	}
 	go func() {
+		for !strings.Contains(out.String(), "ready") && t.Context().Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
 		feed.Write(append(data, 0))
 		feed.Close()
 	}()

@@ -209,6 +209,13 @@ func (u *uart) receive(p []byte) bool {
 			u.push(p[0])
 			p = p[1:]
 		}
+		if u.irq {
+			// The line is up already and its interrupt is edge-triggered: a
+			// handler that gave up on a stream without end (Linux does after
+			// some hundred rounds) needs another edge.
+			u.irq = false
+			u.setIRQ(false)
+		}
 		u.update()
 	}
 	return !u.closed
