@@ -46,7 +46,7 @@ func Create(path string, o CreateOptions) error {
 	if err := writeImage(f, &h); err != nil {
 		return err
 	}
-	return renamed(f.Publish(false), real, path)
+	return renamed(f.Publish(false, false), real, path)
 }
 
 // writeImage writes a header and gives the file its length; all that is between is a hole.

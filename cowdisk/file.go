@@ -71,8 +71,8 @@ type FS interface {
 type NewFile interface {
 	File
 	// Publish gives the file the name it was created for: all of it appears at once. Without replace an existing file is ErrExists. With
-	// replace the new file is synced first and takes over the permissions of the old one.
-	Publish(replace bool) error
+	// replace the new file takes over the permissions of the old one. With durable, contents and name are on disk when it returns.
+	Publish(replace, durable bool) error
 }
 
 // readFull fills bufs... p from f; what lies beyond the end of the file reads as zeros.

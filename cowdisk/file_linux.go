@@ -339,6 +339,9 @@ func (f *hostFile) Close() error {
 	return nil
 }
 
+// tempSuffix ends the names of files under construction.
+const tempSuffix = ".moovm-new"
+
 // newFile is a file that has no name yet (O_TMPFILE), or where the file system cannot do that, a temporary one.
 type newFile struct {
 	*hostFile
@@ -362,7 +365,7 @@ func (HostFS) Create(path string) (NewFile, error) {
 	if !errors.Is(err, errors.ErrUnsupported) && err != unix.EISDIR && err != unix.EINVAL {
 		return nil, openError(path, w, err)
 	}
-	temp := path + ".moovm-new"
+	temp := path + tempSuffix
 	fd, err = open(unix.AT_FDCWD, temp, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o666)
 	if err != nil {
 		return nil, openError(path, w, err)
@@ -378,22 +381,44 @@ func (HostFS) Create(path string) (NewFile, error) {
 	return &newFile{hostFile: f, target: path, temp: temp}, nil
 }
 
-func (f *newFile) Publish(replace bool) error {
-	if replace {
-		return f.replace()
+func (f *newFile) Publish(replace, durable bool) error {
+	if durable {
+		if err := f.Sync(); err != nil {
+			return err
+		}
 	}
 	var err error
+	if replace {
+		err = f.replace()
+	} else {
+		err = f.name()
+	}
+	if err != nil {
+		return err
+	}
+	f.temp, f.path = "", f.target
+	if durable {
+		return syncDir(filepath.Dir(f.target))
+	}
+	return nil
+}
+
+// link gives a nameless file a name.
+func (f *newFile) link(name string) error {
+	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+}
+
+// name gives the file its name unless somebody else has it.
+func (f *newFile) name() error {
+	var err error
 	if f.temp == "" {
-		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), unix.AT_FDCWD, f.target, unix.AT_SYMLINK_FOLLOW)
+		err = f.link(f.target)
 	} else {
 		err = unix.Renameat2(unix.AT_FDCWD, f.temp, unix.AT_FDCWD, f.target, unix.RENAME_NOREPLACE)
 		if err == unix.EINVAL || errors.Is(err, errors.ErrUnsupported) {
 			if err = unix.Link(f.temp, f.target); err == nil {
 				err = unix.Unlink(f.temp)
 			}
-		}
-		if err == nil {
-			f.temp = ""
 		}
 	}
 	if err == unix.EEXIST {
@@ -402,10 +427,10 @@ func (f *newFile) Publish(replace bool) error {
 	if err != nil {
 		return &fs.PathError{Op: "create", Path: f.target, Err: err}
 	}
-	f.path = f.target
 	return nil
 }
 
+// replace puts the file in the place of the one that has its name.
 func (f *newFile) replace() error {
 	var old unix.Stat_t
 	if err := unix.Stat(f.target, &old); err == nil {
@@ -414,23 +439,18 @@ func (f *newFile) replace() error {
 			return f.error("chmod", err)
 		}
 	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
 	if f.temp == "" {
-		f.temp = f.target + ".moovm-new"
-		unix.Unlink(f.temp) // a leftover: whoever replaces an image holds the image's lock, so nobody else is at it
-		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), unix.AT_FDCWD, f.temp, unix.AT_SYMLINK_FOLLOW)
-		if err != nil {
-			f.temp = ""
+		temp := f.target + tempSuffix
+		unix.Unlink(temp) // a leftover: whoever replaces an image holds the image's lock, so nobody else is at it
+		if err := f.link(temp); err != nil {
 			return &fs.PathError{Op: "create", Path: f.target, Err: err}
 		}
+		f.temp = temp
 	}
 	if err := unix.Rename(f.temp, f.target); err != nil {
 		return &fs.PathError{Op: "rename", Path: f.target, Err: err}
 	}
-	f.temp, f.path = "", f.target
-	return syncDir(filepath.Dir(f.target))
+	return nil
 }
 
 func syncDir(dir string) error {

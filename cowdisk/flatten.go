@@ -52,5 +52,5 @@ func Flatten(ctx context.Context, path, out string, v Variant, o ToolOptions) er
 	if err := dst.Flush(); err != nil {
 		return err
 	}
-	return renamed(f.Publish(false), real, out)
+	return renamed(f.Publish(false, true), real, out)
 }

@@ -32,11 +32,12 @@ func (g *gate) enter(key int64) (*atomic.Int64, bool) {
 			return n, true
 		}
 		n.Add(-1)
-		if g.closed.Load() {
+		g.mu.Lock() // held while paused
+		closed := g.closed.Load()
+		g.mu.Unlock()
+		if closed {
 			return nil, false
 		}
-		g.mu.Lock()   // wait until the pause is over
-		g.mu.Unlock() //nolint:staticcheck // nothing to do inside
 	}
 }
 

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -299,4 +301,41 @@ func TestSnapshot(t *testing.T) {
 			wantSame(t, name, b[:half], frozen[i])
 		}
 	}
+}
+
+func TestBlockDeviceAsBase(t *testing.T) {
+	losetup, err := exec.LookPath("losetup")
+	if err != nil {
+		t.Skip("losetup is not installed: apt-get install mount")
+	}
+	dir := t.TempDir()
+	base, want := baseFile(t, dir, 1<<20)
+	out, err := exec.Command(losetup, "-f", "--show", "-r", base).Output()
+	if err != nil {
+		t.Skipf("no loop device to be had (root and the loop module are needed): %v", err)
+	}
+	dev := strings.TrimSpace(string(out))
+	defer exec.Command(losetup, "-d", dev).Run()
+	img := filepath.Join(dir, "a.cow")
+	mustCreate(t, img, CreateOptions{Backing: dev})
+	if _, err := Open(img, Options{}); !errors.Is(err, ErrBackingOutside) {
+		t.Errorf("%v", err)
+	}
+	d := mustOpen(t, img, Options{BackingRoots: []string{"/dev"}})
+	wantSame(t, "device", contents(t, d), want)
+	if i := d.Info(); i.FormatSpecific.MTime != 0 {
+		t.Errorf("the time of a device means nothing: %+v", i.FormatSpecific)
+	}
+	d.Close()
+}
+
+func TestOddRaw(t *testing.T) {
+	dir := t.TempDir()
+	base, want := baseFile(t, dir, 1000)
+	d, err := OpenRaw(base, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	wantSame(t, "padded", contents(t, d), append(want[:1000:1000], make([]byte, 24)...))
 }

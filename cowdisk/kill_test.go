@@ -42,7 +42,7 @@ type killFile struct {
 // onlyFile gives an open file the methods of a new one.
 type onlyFile struct{ File }
 
-func (onlyFile) Publish(bool) error { return errors.ErrUnsupported }
+func (onlyFile) Publish(bool, bool) error { return errors.ErrUnsupported }
 
 func (k killFS) Open(p string, m OpenMode) (File, error) {
 	f, err := k.HostFS.Open(p, m)
@@ -80,7 +80,10 @@ func (f killFile) WritevAt(b [][]byte, off int64) (int, error) {
 func (f killFile) Sync() error                  { f.k.tick(); return f.NewFile.Sync() }
 func (f killFile) Truncate(n int64) error       { f.k.tick(); return f.NewFile.Truncate(n) }
 func (f killFile) PunchHole(off, n int64) error { f.k.tick(); return f.NewFile.PunchHole(off, n) }
-func (f killFile) Publish(replace bool) error   { f.k.tick(); return f.NewFile.Publish(replace) }
+func (f killFile) Publish(replace, durable bool) error {
+	f.k.tick()
+	return f.NewFile.Publish(replace, durable)
+}
 
 const killDisk = 64 * 4096
 

@@ -420,8 +420,8 @@ func (f *memFile) Close() error {
 	return nil
 }
 
-func (f *memFile) Publish(replace bool) error {
-	if replace {
+func (f *memFile) Publish(replace, durable bool) error {
+	if durable {
 		if err := f.Sync(); err != nil {
 			return err
 		}

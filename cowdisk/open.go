@@ -139,10 +139,7 @@ func (op *opener) add(path, real string, f File, raw, mustCOW bool) error {
 	if raw {
 		l.size = st.Size
 		if len(op.layers) == 1 {
-			l.size = st.Size / sectorSize * sectorSize
-			if op.o.ReadOnly || st.Size%sectorSize == 0 {
-				l.size = roundUp(st.Size, sectorSize)
-			}
+			l.size = roundUp(st.Size, sectorSize) // the tail is not lost; a write to it makes the file longer
 		}
 		return nil
 	}

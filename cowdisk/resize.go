@@ -76,5 +76,5 @@ func Resize(ctx context.Context, path string, size int64, shrink bool, o ToolOpt
 	if err := nd.Flush(); err != nil {
 		return err
 	}
-	return renamed(f.Publish(true), old.real, path)
+	return renamed(f.Publish(true, true), old.real, path)
 }

@@ -55,12 +55,10 @@ func (d *Disk) Snapshot(path string) error {
 	return nil
 }
 
-// publishOverlay makes f an image and the top layer of a chain. It is synced: the layer below will not be written any more.
+// publishOverlay makes f an image and the top layer of a chain. Image and name are on disk when it
+// returns: the layer below will not be written any more.
 func publishOverlay(f NewFile, path, real string, h Header, memory int64) (*layer, error) {
 	if err := writeImage(f, &h); err != nil {
-		return nil, err
-	}
-	if err := f.Sync(); err != nil {
 		return nil, err
 	}
 	st, err := f.Stat()
@@ -71,5 +69,5 @@ func publishOverlay(f NewFile, path, real string, h Header, memory int64) (*laye
 	h.encode(raw)
 	l := &layer{path: path, real: real, file: f, id: st.ID, size: h.DiskSize(), data: h.DataOffset(), hdr: h, raw: raw, write: true}
 	l.bm = newBitmap(f, path, &h, memory)
-	return l, f.Publish(false)
+	return l, f.Publish(false, true)
 }
