@@ -125,7 +125,7 @@ func (f *fakeFile) Readdir(off uint64, count uint32) (p9.Dirents, error) {
 
 func (f *fakeFile) RenameAt(string, p9.File, string) error {
 	defer f.enter()()
-	for range 100 {
+	for range 5 {
 		if n := f.fs.running.Load(); n > f.fs.most.Load() {
 			f.fs.most.Store(n)
 		}

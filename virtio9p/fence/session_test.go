@@ -324,9 +324,16 @@ func TestUnlinkErrors(t *testing.T) {
 	s := attached(t, newFakeFS(), Config{})
 	bad := wire.Msg(wire.Tunlinkat, 1, uint32(0), "eperm", uint32(0))
 	roundTrip(t, s, bad, linux.EPERM)
-	for range maxLost - 1 {
-		submit(t, s, bad, 100)
+	for range 10 {
+		roundTrip(t, s, bad, linux.EPERM)
 	}
+	s.mu.Lock()
+	if s.lost != 11 {
+		t.Errorf("%d names counted, want 11", s.lost)
+	}
+	s.lost = maxLost - 1
+	s.mu.Unlock()
+	roundTrip(t, s, bad, linux.EPERM)
 	roundTrip(t, s, bad, linux.ENOMEM)
 	roundTrip(t, s, wire.Msg(wire.Tunlinkat, 1, uint32(0), "f", uint32(0)), linux.ENOMEM)
 	roundTrip(t, s, wire.Version(8192), 0)
