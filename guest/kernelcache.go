@@ -69,11 +69,19 @@ func (l KernelLoader) cached(key, path string) *Kernel {
 			continue
 		}
 		k.Path, k.Release, k.Format = path, release, format
-		now := time.Now()
-		_ = os.Chtimes(name, now, now)
+		markUsed(name)
 		return k
 	}
 	return nil
+}
+
+// markUsed keeps the entry from being the oldest. Once a day is enough: on an
+// overlay file system, each time copies the whole file.
+func markUsed(name string) {
+	now := time.Now()
+	if st, err := os.Stat(name); err == nil && now.Sub(st.ModTime()) > 24*time.Hour {
+		_ = os.Chtimes(name, now, now)
+	}
 }
 
 func openCached(name string) (*Kernel, error) {

@@ -29,7 +29,6 @@ type machineFlags struct {
 	timeout                         time.Duration
 	console                         string
 	accel                           string
-	inSandbox                       bool
 	images                          imageFlags
 }
 
@@ -47,8 +46,6 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.DurationVar(&m.timeout, "timeout", 0, "stop the machine after `TIME`, such as 60s (exit status 124)")
 	f.StringVar(&m.console, "console", "", "write the serial console to `FILE` (- for standard output)")
 	f.StringVar(&m.accel, "accel", "auto", "auto, kvm or sandbox: where the machine runs")
-	f.BoolVar(&m.inSandbox, "in-sandbox", false, "this is the program inside the sandbox")
-	f.MarkHidden("in-sandbox")
 	m.images.register(f)
 }
 
@@ -196,7 +193,9 @@ func (m *machineFlags) open(c *guest.Config) (closeAll func(), err error) {
 
 // chooseSandbox decides where the machine runs.
 func (m *machineFlags) chooseSandbox(ctx context.Context, g *globals) (bool, error) {
-	if m.accel == "sandbox" && !m.inSandbox {
+	// A sandbox in a sandbox would only be slower.
+	inside := os.Getenv(sandboxEnv) != ""
+	if m.accel == "sandbox" && !inside {
 		return true, nil
 	}
 	probe, err := vmm.Probe(ctx, "")
@@ -206,7 +205,7 @@ func (m *machineFlags) chooseSandbox(ctx context.Context, g *globals) (bool, err
 	switch {
 	case probe.Usable:
 		return false, nil
-	case m.accel == "kvm" || m.inSandbox:
+	case m.accel == "kvm" || inside:
 		return false, fmt.Errorf("%s; use --accel sandbox, or see moovm doctor", probe.Reason)
 	}
 	if !g.quiet {
@@ -242,8 +241,7 @@ func (m *machineFlags) runSandboxed(ctx context.Context, g *globals) (int, error
 			return 0, err
 		}
 	}
-	args := append([]string{program, "run", "--in-sandbox"}, os.Args[2:]...)
-	return runInSandbox(ctx, c, args)
+	return runInSandbox(ctx, c, append([]string{program}, os.Args[1:]...))
 }
 
 // addFolder adds the folder that file is in.

@@ -79,6 +79,9 @@ folders given with --writable. The exit status is the command's.`,
 	return cmd
 }
 
+// sandboxEnv is set for commands in the sandbox.
+const sandboxEnv = "MOOVM_SANDBOX"
+
 // runInSandbox fills in what every use of the sandbox has in common: this
 // program as init, this environment and folder, this terminal.
 func runInSandbox(ctx context.Context, c sandbox.Config, args []string) (int, error) {
@@ -97,7 +100,7 @@ func runInSandbox(ctx context.Context, c sandbox.Config, args []string) (int, er
 		}
 	}
 	c.Init = init
-	c.Command = guest.Command{Args: args, Env: os.Environ(), Dir: dir}
+	c.Command = guest.Command{Args: args, Env: append(os.Environ(), sandboxEnv+"=1"), Dir: dir}
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())) {
 		c.Command.Terminal = true
