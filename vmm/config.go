@@ -29,6 +29,9 @@ type Config struct {
 	Disks []Disk
 	// Shares are 9P file systems, found in the guest by their tags.
 	Shares []Share
+	// Entropy adds a virtio entropy source, for guests whose processor has no
+	// RDRAND.
+	Entropy bool
 	// Devices are any other virtio devices. They come after disks and shares
 	// on the bus.
 	Devices []virtio.Device

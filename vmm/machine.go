@@ -222,6 +222,11 @@ func (m *Machine) createDevices() error {
 			return fmt.Errorf("share %d (%q): %w", i, s.Tag, err)
 		}
 	}
+	if m.cfg.Entropy {
+		if err := m.plug(rng{}); err != nil {
+			return fmt.Errorf("entropy device: %w", err)
+		}
+	}
 	for i, dev := range m.cfg.Devices {
 		if err := m.plug(dev); err != nil {
 			return fmt.Errorf("device %d: %w", i, err)
