@@ -3,6 +3,7 @@ package cowdisk
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 func isMissing(err error) bool { return errors.Is(err, ErrBackingMissing) }
@@ -42,6 +43,10 @@ func Commit(ctx context.Context, path string, o ToolOptions) error {
 			return err
 		}
 	}
+	before, err := base.file.Stat()
+	if err != nil {
+		return err
+	}
 	// From here on the base is no longer what the header says; the overlay hides the difference.
 	if err := over.rewriteHeader(unknownTime(over.hdr)); err != nil {
 		return err
@@ -66,6 +71,15 @@ func Commit(ctx context.Context, path string, o ToolOptions) error {
 	st, err := base.file.Stat()
 	if err != nil {
 		return err
+	}
+	if st.mtime32() == before.mtime32() && !st.ModTime.IsZero() {
+		// All this happened within a second. Headers store seconds, and other overlays must see that their base has changed.
+		if err := base.file.SetModTime(st.ModTime.Add(time.Second)); err != nil {
+			return err
+		}
+		if st, err = base.file.Stat(); err != nil {
+			return err
+		}
 	}
 	info := backingInfo{size: base.size, mtime: st.mtime32()}
 	if base.bm != nil {

@@ -25,6 +25,8 @@ type File interface {
 	// no holes returns [off, size).
 	NextData(off int64) (start, end int64, err error)
 	Stat() (FileInfo, error)
+	// SetModTime changes the modification time.
+	SetModTime(t time.Time) error
 	Close() error
 }
 

@@ -322,6 +322,17 @@ func (f *hostFile) Stat() (FileInfo, error) {
 	return i, nil
 }
 
+func (f *hostFile) SetModTime(t time.Time) error {
+	ts, err := unix.TimeToTimespec(t)
+	if err == nil {
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), []unix.Timespec{{Nsec: unix.UTIME_OMIT}, ts}, 0)
+	}
+	if err != nil {
+		return f.error("set time", err)
+	}
+	return nil
+}
+
 func (f *hostFile) Close() error {
 	if f.closed.Swap(true) {
 		return nil

@@ -406,6 +406,13 @@ func (f *memFile) Stat() (FileInfo, error) {
 	return FileInfo{Size: f.n.cur.size, ModTime: time.Unix(f.n.mtime, 0), Allocated: int64(len(f.n.cur.pages)) * 4096, ID: FileID{1, f.n.id}}, nil
 }
 
+func (f *memFile) SetModTime(t time.Time) error {
+	f.fs.mu.Lock()
+	f.n.mtime = t.Unix()
+	f.fs.mu.Unlock()
+	return nil
+}
+
 func (f *memFile) Close() error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()

@@ -305,7 +305,7 @@ func (op *opener) confine(l *layer, path, real string) (root, rel string, err er
 	if real != path {
 		detail += ", which is " + real
 	}
-	return "", "", &Error{Path: l.path, Field: "backing file", Kind: ErrBackingOutside, Detail: detail, Remedy: "if you trust this image, allow the folder with --backing-root " + filepath.Dir(real)}
+	return "", "", &Error{Path: l.path, Field: "backing file", Kind: ErrBackingOutside, Detail: detail, Remedy: "if you trust this image, allow backing files in " + filepath.Dir(real)}
 }
 
 // compareBacking breaks a tie between layouts: size and time of the backing file as the right header has them.
@@ -354,7 +354,7 @@ func stale(l, base *layer, mtime uint32) error {
 	default:
 		return nil
 	}
-	return &Error{Path: l.path, Field: "backing file", Kind: ErrStaleBacking, Detail: detail, Remedy: "what the guest sees would be corrupt; if you know that the contents are right, accept them with rebase -u -b or --allow-stale"}
+	return &Error{Path: l.path, Field: "backing file", Kind: ErrStaleBacking, Detail: detail, Remedy: "what the guest sees would be corrupt; if you know that the contents are right, accept them with rebase -u"}
 }
 
 func clock(t uint32) string { return time.Unix(int64(t), 0).UTC().Format(time.DateTime) }
