@@ -39,8 +39,11 @@ func TestCommitTools(t *testing.T) {
 	if err := Commit(t.Context(), img, ToolOptions{}); !errors.Is(err, ErrStaleBacking) {
 		t.Fatalf("stale: %v", err)
 	}
-	if err := RebaseHeader(img, "base.img", ToolOptions{}); err != nil {
-		t.Fatal(err)
+	os.Chtimes(base, time.Now(), time.Now())
+	for _, p := range []string{img, other} {
+		if err := RebaseHeader(p, "base.img", ToolOptions{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := Commit(t.Context(), img, ToolOptions{}); err != nil {
 		t.Fatal(err)
