@@ -14,7 +14,7 @@ func TestEntropy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer f.F.Close()
 	d := virtiotest.Start(t, f, g, ^uint64(0), rngQueue)
 	seen := map[string]bool{}
 	for _, size := range []uint32{16, 64, rngMax, 3 * rngMax} {
