@@ -19,6 +19,8 @@ mkdir "$tmp/root"
 dpkg -x "$tmp"/*.deb "$tmp/root"
 release=$(basename "$tmp"/root/boot/vmlinuz-* | sed 's/^vmlinuz-//')
 chmod 755 "$tmp/root"
+# A package has no modules.dep; without one each start would look into every module.
+/sbin/depmod -b "$tmp/root" "$release"
 rm -rf "$CACHE/kernel/$release"
 mv "$tmp/root" "$CACHE/kernel/$release"
 ln -sfn "$release" "$KERNEL_DIR"

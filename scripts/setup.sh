@@ -5,7 +5,7 @@
 
 # qemu: the sandbox, and readers of what we write; mmdebstrap, e2fsprogs: the base image;
 # uml-utilities, user-mode-linux: the other programs that speak COW; the rest: used by tests.
-packages=(qemu-system-x86 qemu-utils mmdebstrap e2fsprogs dpkg uml-utilities user-mode-linux acpica-tools)
+packages=(qemu-system-x86 qemu-utils mmdebstrap e2fsprogs kmod uml-utilities user-mode-linux acpica-tools)
 missing=()
 for p in "${packages[@]}"; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$p")
