@@ -133,6 +133,7 @@ and boots stock Linux kernels on them in a small KVM machine of its own.`,
 		newRunCommand(g),
 		newDoctorCommand(),
 		newSandboxCommand(g),
+		newServeCommand(g),
 	)
 	return root
 }

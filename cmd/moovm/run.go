@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/internal/sandbox"
 	"github.com/moovm/moovm/vmm"
 )
@@ -23,6 +24,7 @@ type machineFlags struct {
 	kernel, modules, initrd, append string
 	disks                           []string
 	base                            string
+	shares                          []string
 	memory                          sizeFlag
 	cpus                            int
 	noTree                          bool
@@ -40,6 +42,7 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.append, "append", "", "added to the kernel's command line: `\"ARG…\"`")
 	f.StringArrayVar(&m.disks, "disk", nil, "`FILE[,ro][,serial=NAME][,format=raw|cow]` (repeatable); the first is /dev/vda")
 	f.StringVar(&m.base, "base", "", "an ephemeral overlay on `FILE` as /dev/vda, gone when the machine stops")
+	f.StringArrayVar(&m.shares, "share", nil, "`TAG=DIR[,rw]`: a folder of this machine, at /mnt/TAG in the guest (repeatable); read-only unless rw")
 	f.Var(&m.memory, "memory", "the guest's memory")
 	f.IntVar(&m.cpus, "cpus", 1, "the guest's processors")
 	f.BoolVar(&m.noTree, "no-9p", false, "leave the metadata tree out")
@@ -67,6 +70,17 @@ func (m *machineFlags) check() error {
 		if _, err := parseDisk(d); err != nil {
 			return err
 		}
+	}
+	tags := make(map[string]bool)
+	for _, s := range m.shares {
+		f, err := parseShare(s)
+		if err != nil {
+			return err
+		}
+		if tags[f.tag] {
+			return fmt.Errorf("--share: the tag %s is used twice", f.tag)
+		}
+		tags[f.tag] = true
 	}
 	return nil
 }
@@ -188,6 +202,18 @@ func (m *machineFlags) open(c *guest.Config) (closeAll func(), err error) {
 		closers = append(closers, d)
 		c.Disks = append(c.Disks, guest.Disk{COW: d, ReadOnly: f.readOnly, Serial: f.serial})
 	}
+	for _, flag := range m.shares {
+		f, err := parseShare(flag)
+		if err != nil {
+			return closeAll, err
+		}
+		s, err := sharefs.New(f.dir, sharefs.Options{Writable: f.writable})
+		if err != nil {
+			return closeAll, fmt.Errorf("--share %s: %w", flag, err)
+		}
+		closers = append(closers, s)
+		c.Shares = append(c.Shares, guest.Share{Tag: f.tag, Attacher: s, Target: f.target(), ReadOnly: !f.writable})
+	}
 	return closeAll, nil
 }
 
@@ -234,6 +260,15 @@ func (m *machineFlags) runSandboxed(ctx context.Context, g *globals) (int, error
 			if err := addFolder(&c.Writable, f.path); err != nil {
 				return 0, err
 			}
+		}
+	}
+	for _, flag := range m.shares {
+		if f, err := parseShare(flag); err == nil && f.writable {
+			dir, err := absPath(f.dir)
+			if err != nil {
+				return 0, err
+			}
+			c.Writable = append(c.Writable, dir)
 		}
 	}
 	if m.console != "" && m.console != "-" {

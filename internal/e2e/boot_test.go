@@ -20,7 +20,7 @@ import (
 func TestDebianLogin(t *testing.T) {
 	needKVM(t)
 	dir := folder(t)
-	before := sha256File(t, filepath.Join(dir, "base.img"))
+	before := checksum(t, filepath.Join(dir, "base.img"))
 	overlay(t, dir)
 
 	c := start(t, dir, runArgs("--memory", "512M")...)
@@ -47,7 +47,7 @@ func TestDebianLogin(t *testing.T) {
 		t.Fatalf("after a new boot the file says %q\n%v", r.stdout, r)
 	}
 	fsck(t, dir, "root.cow", false)
-	if after := sha256File(t, filepath.Join(dir, "base.img")); after != before {
+	if after := checksum(t, filepath.Join(dir, "base.img")); after != before {
 		t.Fatal("the base image changed")
 	}
 }
@@ -57,7 +57,7 @@ func TestDebianLogin(t *testing.T) {
 func TestCommandStatus(t *testing.T) {
 	needKVM(t)
 	dir := folder(t)
-	before := sha256File(t, filepath.Join(dir, "base.img"))
+	before := checksum(t, filepath.Join(dir, "base.img"))
 	r := moovm(t, dir, "run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img",
 		"--", "sh", "-c", "echo out; echo err >&2; echo lost > /lost; exit 7")
 	r.wantStatus(t, 7)
@@ -68,7 +68,7 @@ func TestCommandStatus(t *testing.T) {
 	onlyBase(t, dir)
 	r = moovm(t, dir, "run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img", "--", "test", "-e", "/lost")
 	r.wantStatus(t, 1)
-	if after := sha256File(t, filepath.Join(dir, "base.img")); after != before {
+	if after := checksum(t, filepath.Join(dir, "base.img")); after != before {
 		t.Fatal("the base image changed")
 	}
 }

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/virtio/vhostuser"
+	"github.com/moovm/moovm/virtio9p/fence"
+	"github.com/moovm/moovm/virtioblk"
+)
+
+func newServeCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "serve",
+		Short:   "Serve a disk to other machines, or the metadata tree on a socket",
+		Example: "  moovm serve vhost-user --socket disk.sock root.cow\n  moovm serve 9p --listen unix:tree.sock root.cow",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError(fmt.Errorf("moovm serve: there is no %q; serve vhost-user or 9p", args[0]))
+			}
+			return usageError(errors.New("moovm serve: say what: vhost-user or 9p"))
+		},
+		RunE: func(*cobra.Command, []string) error { return nil },
+	}
+	cmd.AddCommand(newServeVhostUserCommand(g), newServe9PCommand(g))
+	return cmd
+}
+
+func newServeVhostUserCommand(g *globals) *cobra.Command {
+	var (
+		images imageFlags
+		socket string
+		queues int
+	)
+	cmd := &cobra.Command{
+		Use:   "vhost-user --socket PATH IMAGE[,ro][,serial=NAME][,format=raw|cow]",
+		Short: "Our block device for any other virtual machine monitor",
+		Long: `Serves IMAGE as a vhost-user block device on a UNIX socket, for QEMU, Cloud
+Hypervisor, crosvm and others, until it is interrupted. One client at a time.`,
+		Example: `  moovm serve vhost-user --socket disk.sock root.cow
+  qemu-system-x86_64 -object memory-backend-memfd,id=m,size=1G,share=on -machine memory-backend=m \
+      -chardev socket,id=c,path=disk.sock -device vhost-user-blk-pci,chardev=c`,
+		Args: wantArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if socket == "" {
+				return usageError(errors.New("moovm serve vhost-user: --socket PATH is missing"))
+			}
+			flag, err := parseDisk(args[0])
+			if err != nil {
+				return usageError(err)
+			}
+			d, err := flag.open(images.options())
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			dev, err := virtioblk.New(virtioblk.Config{
+				Backend: d, ReadOnly: flag.readOnly, Serial: flag.serial, Queues: queues, Logger: g.logger(),
+			})
+			if err != nil {
+				return err
+			}
+			l, err := vhostuser.Listen(socket)
+			if err != nil {
+				return err
+			}
+			defer os.Remove(socket)
+			if !g.quiet {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s is served on %s\n", flag.path, socket)
+			}
+			return vhostuser.Serve(cmd.Context(), l, dev, vhostuser.Options{Logger: g.logger()})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&socket, "socket", "", "`PATH` of the UNIX socket to make")
+	f.IntVar(&queues, "queues", 1, "request queues")
+	images.register(f)
+	return cmd
+}
+
+func newServe9PCommand(g *globals) *cobra.Command {
+	var (
+		images imageFlags
+		listen string
+		reveal bool
+	)
+	cmd := &cobra.Command{
+		Use:   "9p --listen unix:PATH IMAGE…",
+		Short: "The metadata tree of images on a socket",
+		Long: `Serves the tree that guests see at /run/moovm, for images on this machine, until
+it is interrupted. The images are opened read-only; the first is disks/vda.`,
+		Example: `  moovm serve 9p --listen unix:tree.sock root.cow
+  mount -t 9p -o trans=unix,version=9p2000.L,ro tree.sock /mnt`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError(errors.New("moovm serve 9p: IMAGE is missing"))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			socket, ok := strings.CutPrefix(listen, "unix:")
+			if !ok || socket == "" {
+				return usageError(fmt.Errorf("moovm serve 9p: --listen %q: write unix:PATH", listen))
+			}
+			var disks []imagefs.Disk
+			for i, arg := range args {
+				flag, err := parseDisk(arg)
+				if err != nil {
+					return usageError(err)
+				}
+				d, err := images.openToRead(flag.path)
+				if err != nil {
+					return err
+				}
+				defer d.Close()
+				disks = append(disks, imagefs.Disk{
+					Name: "vd" + string(rune('a'+i)), Serial: flag.serial, ReadOnly: true,
+					Image: imagefs.COW(d), RevealPaths: reveal,
+				})
+			}
+			tree, err := imagefs.New(version, disks...)
+			if err != nil {
+				return err
+			}
+			l, err := listenUnix(socket)
+			if err != nil {
+				return err
+			}
+			defer os.Remove(socket)
+			if !g.quiet {
+				fmt.Fprintf(cmd.ErrOrStderr(), "the tree is served on %s\n", socket)
+			}
+			return fence.Serve(cmd.Context(), l, fence.Config{Attacher: tree, Logger: g.logger()})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&listen, "listen", "", "`unix:PATH` of the socket to make")
+	f.BoolVar(&reveal, "reveal-paths", false, "show clients the paths of files on this machine")
+	images.register(f)
+	return cmd
+}
+
+// listenUnix makes a socket that only this user can connect to. One that
+// nobody listens on any more is replaced.
+func listenUnix(path string) (net.Listener, error) {
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: somebody listens there already; choose another path", path)
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		if st, err := os.Lstat(path); err == nil && st.Mode().Type() == fs.ModeSocket {
+			os.Remove(path)
+		}
+	}
+	// The folder's permissions decide until the socket's own are set.
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", filepath.Clean(path), err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
