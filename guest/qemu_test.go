@@ -180,7 +180,8 @@ func ext4Image(t *testing.T, mkfs ...string) string {
 
 func TestQEMUCommandInInitramfs(t *testing.T) {
 	r := qemuGuest{
-		config: InitConfig{Control: "/dev/ttyS1", Command: &Command{Args: []string{"/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 7"}}},
+		// The share is not there, so the serial port has to do.
+		config: InitConfig{Control: "/dev/ttyS1", ControlShare: controlTag, Command: &Command{Args: []string{"/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 7"}}},
 		files:  []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
 	}.run(t)
 	if !r.Hello || !r.Started || !r.Exited || r.Status != 7 || !r.Bye || r.stdout != "out\n" || r.stderr != "err\n" {
