@@ -84,7 +84,7 @@ func run(kernelPath, modulesDir string, memory int, image string, command []stri
 	if err != nil {
 		return err
 	}
-	cmdline := "console=ttyS0 quiet panic=-1 reboot=k pci=off noapictimer tsc=reliable rdinit=/init"
+	cmdline := "console=ttyS0 quiet printk.devkmsg=on panic=-1 reboot=k pci=off noapictimer tsc=reliable rdinit=/init"
 	if err := m.LoadLinux(kernel, initrd, cmdline); err != nil {
 		return err
 	}
@@ -113,7 +113,10 @@ func initramfs(kernel *guest.Kernel, modulesDir string, command []string) (*stri
 		Root:    &guest.Root{Device: "/dev/vda"},
 		Mounts: []guest.Mount{{Source: guest.TreeTag, Target: guest.TreePath, Type: "9p",
 			Options: "trans=virtio,version=9p2000.L,msize=512000,cache=none,access=any,noxattr,ro"}},
-		Command: &guest.Command{Args: command},
+		// There is no control line on this machine, and gokvm's serial port loses
+		// interrupts when user space writes to it: the kernel writes for us.
+		Command: &guest.Command{Args: append([]string{"/bin/sh", "-c",
+			`"$@" 2>&1 | while IFS= read -r l; do echo "<2>$l" >/dev/kmsg; done`, "sh"}, command...)},
 	}}).Bytes()
 	return strings.NewReader(string(b)), err
 }

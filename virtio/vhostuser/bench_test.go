@@ -2,7 +2,6 @@ package vhostuser_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand"
@@ -19,9 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/cowdisk"
-	"github.com/moovm/moovm/virtio/vhostuser"
 	"github.com/moovm/moovm/virtio/virtiotest"
-	"github.com/moovm/moovm/virtioblk"
 )
 
 // BenchmarkCompare runs the same vhost-user front-end against this package and
@@ -40,16 +37,9 @@ func BenchmarkCompare(b *testing.B) {
 	if err != nil {
 		b.Skip("qemu-storage-daemon is missing: apt-get install qemu-system-common")
 	}
-	self, err := os.Executable()
-	if err != nil {
-		b.Fatal(err)
-	}
 	ours := func(kind string) server {
 		return func(b *testing.B, img, sock string, queues int) *exec.Cmd {
-			cmd := exec.Command(self, "-test.run=TestBenchServer")
-			cmd.Env = append(os.Environ(), "MOOVM_BENCH_SERVE="+kind, "MOOVM_BENCH_IMAGE="+img,
-				"MOOVM_BENCH_SOCKET="+sock, "MOOVM_BENCH_QUEUES="+strconv.Itoa(queues))
-			return cmd
+			return serverProcess(b, kind, img, sock, queues)
 		}
 	}
 	theirs := func(format string) server {
@@ -274,37 +264,4 @@ func cpuTime(b *testing.B, pid int) int64 {
 	user, _ := strconv.ParseInt(f[11], 10, 64)
 	sys, _ := strconv.ParseInt(f[12], 10, 64)
 	return (user + sys) * int64(time.Second) / 100
-}
-
-// TestBenchServer is the server process of BenchmarkCompare.
-func TestBenchServer(t *testing.T) {
-	kind := os.Getenv("MOOVM_BENCH_SERVE")
-	if kind == "" {
-		t.Skip("only runs as a child of BenchmarkCompare")
-	}
-	var backend virtioblk.Backend
-	img := os.Getenv("MOOVM_BENCH_IMAGE")
-	if kind == "raw" {
-		f, err := virtioblk.OpenFile(img, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		backend = f
-	} else {
-		d, err := cowdisk.Open(img, cowdisk.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		backend = d
-	}
-	queues, _ := strconv.Atoi(os.Getenv("MOOVM_BENCH_QUEUES"))
-	dev, err := virtioblk.New(virtioblk.Config{Backend: backend, Queues: queues})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := vhostuser.Listen(os.Getenv("MOOVM_BENCH_SOCKET"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	vhostuser.Serve(context.Background(), l, dev, vhostuser.Options{}) // until it is killed
 }

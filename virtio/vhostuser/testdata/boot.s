@@ -1,5 +1,6 @@
+# The boot sector of TestQEMUBoots. Built with
+#   as --32 -o boot.o boot.s && objcopy -O binary -j .text boot.o boot.bin
 .code16
-.org 0
 start:
   cli
   xorw %ax,%ax
@@ -8,7 +9,7 @@ start:
   movw %ax,%ss
   movw $0x7c00,%sp
   sti
-  movb %dl,drive+0x7c00-0
+  movb %dl,drive+0x7c00
   # read LBA 1.. count 8 to 0x0000:0x8000
   movw $(dap+0x7c00),%si
   movb $0x42,%ah
@@ -52,5 +53,3 @@ dap:
 okmsg: .asciz "moovm: boot ok\r\n"
 badmsg: .asciz "moovm: boot failed\r\n"
 drive: .byte 0
-.org 510
-.word 0xaa55
