@@ -64,13 +64,12 @@ func (m *model) verify(got []byte) error {
 
 // crashRun is a random workload on one image; at every change of a file the power fails on a copy of it.
 type crashRun struct {
-	fs      *memFS
-	m       *model
-	r       *rand.Rand
-	points  int
-	every   int // crash at one in so many points
-	err     error
-	backing []byte
+	fs     *memFS
+	m      *model
+	r      *rand.Rand
+	points int
+	every  int // crash at one in so many points
+	err    error
 }
 
 const crashDisk = 24 * 4096

@@ -80,7 +80,7 @@ func (d *Disk) check(off, n int64, write bool) error {
 		return &Error{Path: d.path, Kind: ErrRange, Detail: fmt.Sprintf("offset %d, %d bytes, disk of %d bytes", off, n, d.size)}
 	}
 	if write && d.readOnly {
-		return &Error{Path: d.path, Kind: ErrReadOnly}
+		return &Error{Path: d.path, Kind: ErrReadOnly, Detail: "it was opened read-only"}
 	}
 	return nil
 }

@@ -313,10 +313,9 @@ func TestBadInput(t *testing.T) {
 		wantSame(t, "without base", contents(t, d), make([]byte, 64<<10))
 		d.Close()
 	}
-	p := edit(put(8, "link.img"))
 	st, _ := os.Stat(outside)
 	mt := st.ModTime().Unix()
-	p = edit(func(b []byte) []byte {
+	p := edit(func(b []byte) []byte {
 		copy(b[8:], "link.img")
 		copy(b[1032:], []byte{byte(mt >> 24), byte(mt >> 16), byte(mt >> 8), byte(mt)})
 		return b

@@ -20,7 +20,7 @@ var (
 	ErrBackingLoop    = errors.New("backing files form a loop")
 	ErrChainTooLong   = errors.New("too many backing files")
 	ErrLocked         = errors.New("in use by another program")
-	ErrReadOnly       = errors.New("opened read-only")
+	ErrReadOnly       = errors.New("cannot be written")
 	ErrIsDirectory    = errors.New("is a directory")
 	ErrExists         = errors.New("already exists")
 	ErrClosed         = errors.New("disk is closed")

@@ -126,7 +126,7 @@ func openError(path string, m OpenMode, err error) error {
 	case errors.Is(err, unix.EISDIR):
 		return &Error{Path: path, Kind: ErrIsDirectory, Remedy: "name an image file"}
 	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EACCES) && m.Write, errors.Is(err, unix.EPERM) && m.Write:
-		return &Error{Path: path, Kind: ErrReadOnly, Err: err, Remedy: "open it read-only, or move it to where you may write"}
+		return &Error{Path: path, Kind: ErrReadOnly, Err: err, Remedy: "move it to where you may write, or open it read-only"}
 	}
 	return &fs.PathError{Op: "open", Path: path, Err: err}
 }
@@ -365,7 +365,10 @@ type newFile struct {
 func (HostFS) Create(path string) (NewFile, error) {
 	dir := filepath.Dir(path)
 	w := OpenMode{Write: true}
-	fd, err := open(unix.AT_FDCWD, dir, unix.O_TMPFILE|unix.O_RDWR, 0o666)
+	fd, err := -1, error(unix.EOPNOTSUPP)
+	if unix.Access("/proc/self/fd", unix.X_OK) == nil { // which is what gives a nameless file its name later
+		fd, err = open(unix.AT_FDCWD, dir, unix.O_TMPFILE|unix.O_RDWR, 0o666)
+	}
 	if err == nil {
 		f, err := newHostFile(fd, path, w)
 		if err != nil {

@@ -7,7 +7,7 @@ import "path/filepath"
 // can be created, else v2. After an error the disk goes on as it was.
 func (d *Disk) Snapshot(path string) error {
 	if d.readOnly {
-		return &Error{Path: d.path, Kind: ErrReadOnly}
+		return &Error{Path: d.path, Kind: ErrReadOnly, Detail: "it was opened read-only"}
 	}
 	if !d.gate.pause() {
 		return d.errClosed()
