@@ -2,7 +2,7 @@ package virtiotest
 
 import (
 	"encoding/binary"
-	"testing"
+	"fmt"
 	"time"
 
 	"github.com/moovm/moovm/virtio"
@@ -12,8 +12,27 @@ import (
 // for what must not.
 const patience = 20 * time.Second
 
+// T is what a driver needs of a testing.TB.
+type T interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// Must is a T for use outside tests: it panics.
+type Must struct{}
+
+// Helper implements T.
+func (Must) Helper() {}
+
+// Fatal implements T.
+func (Must) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
+
+// Fatalf implements T.
+func (Must) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
+
 // Eventually waits until ok says true and fails the test if it never does.
-func Eventually(t testing.TB, what string, ok func() bool) {
+func Eventually(t T, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for n := 0; !ok(); n++ {
@@ -32,7 +51,7 @@ type Driver struct {
 	Guest    *Guest
 	Features uint64
 	Rings    []*Ring
-	t        testing.TB
+	t        T
 }
 
 const (
@@ -48,7 +67,7 @@ func Offered(tr Transport) uint64 {
 
 // Negotiate resets the device and brings it to FEATURES_OK, accepting those of
 // want that are offered. It reports what was accepted.
-func Negotiate(t testing.TB, tr Transport, want uint64) uint64 {
+func Negotiate(t T, tr Transport, want uint64) uint64 {
 	t.Helper()
 	tr.SetStatus(0)
 	Eventually(t, "status 0 after reset", func() bool { return tr.Status() == 0 })
@@ -67,7 +86,7 @@ func Negotiate(t testing.TB, tr Transport, want uint64) uint64 {
 // Start initializes the device as section 3.1.1 says, with all its queues at
 // size (or less, where a queue is smaller), and those of the features in want
 // that it offers.
-func Start(t testing.TB, tr Transport, g *Guest, want uint64, size uint16) *Driver {
+func Start(t T, tr Transport, g *Guest, want uint64, size uint16) *Driver {
 	t.Helper()
 	d := &Driver{Transport: tr, Guest: g, t: t, Features: Negotiate(t, tr, want)}
 	for i := 0; tr.QueueMax(i) != 0; i++ {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"sync/atomic"
-	"testing"
 
 	"golang.org/x/sys/unix"
 
@@ -61,7 +60,7 @@ type VhostUser struct {
 	InflightFD   int
 	inflightSize uint64
 
-	t        testing.TB
+	t        T
 	status   uint8
 	features uint64
 	queues   []vhostQueue
@@ -89,7 +88,7 @@ const MaxVhostQueue = 128
 
 // NewVhostUser speaks to the back-end at the other end of c. g's memory is
 // all of mem. Close it when done; mem stays the caller's.
-func NewVhostUser(t testing.TB, c *net.UnixConn, mem *SharedMemory) *VhostUser {
+func NewVhostUser(t T, c *net.UnixConn, mem *SharedMemory) *VhostUser {
 	t.Helper()
 	v := &VhostUser{Conn: &vhostmsg.Conn{C: c}, Mem: mem, t: t, InflightFD: -1}
 	v.handshake()
@@ -253,7 +252,7 @@ func (v *VhostUser) start() {
 }
 
 // listen makes the events of a queue and counts its interrupts.
-func (q *vhostQueue) listen(t testing.TB) {
+func (q *vhostQueue) listen(t T) {
 	var err error
 	if q.kick, err = virtio.NewEvent(); err != nil {
 		t.Fatal(err)
