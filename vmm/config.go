@@ -16,6 +16,9 @@ type Config struct {
 	// It is a memory file touched lazily: what the guest does not use costs
 	// nothing.
 	Memory int64
+	// HugePages takes the memory from the host's pool of 2 MiB pages
+	// (vm.nr_hugepages): all of it at once, not lazily.
+	HugePages bool
 	// CPUs is the number of virtual processors, 1 to MaxCPUs; 0 means 1.
 	CPUs int
 	// Kernel is what the machine boots.

@@ -100,7 +100,7 @@ func New(cfg Config) (_ *Machine, err error) {
 			m.Close()
 		}
 	}()
-	if m.ram, err = newRAM(cfg.Memory); err != nil {
+	if m.ram, err = newRAM(cfg.Memory, cfg.HugePages); err != nil {
 		return nil, err
 	}
 	boot, err := loadBoot(&m.cfg, m.ram.low())
@@ -286,8 +286,12 @@ func (m *Machine) supervise() {
 		err = errors.Join(err, f.Close())
 	}
 	var wg sync.WaitGroup
-	for _, u := range m.com {
-		wg.Go(func() { u.close(outputLimit) })
+	for i, u := range m.com {
+		wg.Go(func() {
+			if lost := u.close(outputLimit); lost > 0 {
+				m.log.Warn("serial output lost: it was not taken in time", "port", i, "bytes", lost)
+			}
+		})
 	}
 	wg.Wait()
 	if err != nil {

@@ -15,7 +15,9 @@ type ram struct {
 	mem     *virtio.Memory
 }
 
-func newRAM(size int64) (r *ram, err error) {
+const hugePage = 2 << 20
+
+func newRAM(size int64, huge bool) (r *ram, err error) {
 	if size < minMemory {
 		return nil, fmt.Errorf("memory of %d bytes is too small: give at least %d MiB (a stock kernel wants 64 MiB or more)", size, minMemory>>20)
 	}
@@ -25,24 +27,33 @@ func newRAM(size int64) (r *ram, err error) {
 	if size%pageSize != 0 {
 		return nil, fmt.Errorf("memory of %d bytes is not a multiple of %d", size, pageSize)
 	}
+	if huge && size%hugePage != 0 {
+		return nil, fmt.Errorf("memory of %d bytes is not a multiple of a huge page (%d MiB)", size, hugePage>>20)
+	}
 	r = &ram{fd: -1}
 	defer func() {
 		if err != nil {
 			r.Close()
 		}
 	}()
-	if r.fd, err = unix.MemfdCreate("moovm-ram", unix.MFD_CLOEXEC); err != nil {
+	flags, mapping := unix.MFD_CLOEXEC, unix.MAP_SHARED|unix.MAP_NORESERVE
+	if huge {
+		// Huge pages are reserved when they are mapped: an empty pool is an
+		// error then, not a SIGBUS later.
+		flags, mapping = flags|unix.MFD_HUGETLB|unix.MFD_HUGE_2MB, unix.MAP_SHARED
+	}
+	if r.fd, err = unix.MemfdCreate("moovm-ram", flags); err != nil {
 		return nil, fmt.Errorf("guest memory: memfd_create: %w", err)
 	}
 	if err = unix.Ftruncate(r.fd, size); err != nil {
 		return nil, fmt.Errorf("guest memory of %d bytes: %w", size, err)
 	}
 	low := min(size, addrHole)
-	if err = r.add(0, 0, low); err != nil {
+	if err = r.add(0, 0, low, mapping); err != nil {
 		return nil, err
 	}
 	if size > low {
-		if err = r.add(addrAbove4G, low, size-low); err != nil {
+		if err = r.add(addrAbove4G, low, size-low, mapping); err != nil {
 			return nil, err
 		}
 	}
@@ -50,11 +61,15 @@ func newRAM(size int64) (r *ram, err error) {
 	return r, err
 }
 
-func (r *ram) add(addr uint64, off, n int64) error {
-	b, err := unix.Mmap(r.fd, off, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+func (r *ram) add(addr uint64, off, n int64, flags int) error {
+	b, err := unix.Mmap(r.fd, off, int(n), unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
+		if flags&unix.MAP_NORESERVE == 0 {
+			return fmt.Errorf("guest memory: map %d bytes in huge pages: %w (reserve them first: sysctl vm.nr_hugepages=%d)", n, err, (n+hugePage-1)/hugePage)
+		}
 		return fmt.Errorf("guest memory: map %d bytes: %w", n, err)
 	}
+	unix.Madvise(b, unix.MADV_DONTDUMP) // best effort: keeps guests out of core files
 	r.regions = append(r.regions, virtio.Region{Addr: addr, Bytes: b})
 	return nil
 }

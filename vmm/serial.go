@@ -119,8 +119,8 @@ func (u *uart) start(s Serial) {
 
 // close ends the port: waits until the output is written, at most for limit,
 // and lets the goroutines go. One that is inside a Read or Write of the host
-// side ends when that returns.
-func (u *uart) close(limit time.Duration) {
+// side ends when that returns. It returns how many bytes of output were lost.
+func (u *uart) close(limit time.Duration) (lost uint64) {
 	u.mu.Lock()
 	if !u.closed {
 		late := false
@@ -139,10 +139,12 @@ func (u *uart) close(limit time.Duration) {
 		u.more.Broadcast()
 	}
 	stuck := u.writing
+	lost = u.lost + uint64(len(u.out))
 	u.mu.Unlock()
 	if !stuck {
 		u.wg.Wait()
 	}
+	return lost
 }
 
 func (u *uart) writeLoop(w io.Writer) {

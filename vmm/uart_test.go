@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -281,3 +282,28 @@ func TestCMOS(t *testing.T) {
 }
 
 func fixedNow() time.Time { return time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC) }
+
+// TestUARTInterruptComesAgain: a driver that leaves its handler with data
+// still in the FIFO gets another edge when more arrives.
+func TestUARTInterruptComesAgain(t *testing.T) {
+	in, feed := io.Pipe()
+	defer feed.Close()
+	var edges atomic.Int32
+	u := newUART(func(level bool) {
+		if level {
+			edges.Add(1)
+		}
+	})
+	u.start(Serial{In: in})
+	defer u.close(time.Second)
+	u.write(uartIIR, fcrEnable)
+	u.write(uartIER, ierRDA)
+	u.write(uartMCR, mcrRTS)
+	io.WriteString(feed, "a")
+	eventually(t, "first edge", func() bool { return edges.Load() == 1 })
+	io.WriteString(feed, "b")
+	eventually(t, "second edge", func() bool { return edges.Load() == 2 })
+	if a, b := u.read(uartData), u.read(uartData); a != 'a' || b != 'b' {
+		t.Errorf("read %q %q", a, b)
+	}
+}
