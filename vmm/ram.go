@@ -17,7 +17,7 @@ type ram struct {
 
 const hugePage = 2 << 20
 
-func newRAM(size int64, huge bool) (r *ram, err error) {
+func newRAM(size int64, huge bool) (_ *ram, err error) {
 	if size < minMemory {
 		return nil, fmt.Errorf("memory of %d bytes is too small: give at least %d MiB (a stock kernel wants 64 MiB or more)", size, minMemory>>20)
 	}
@@ -30,7 +30,7 @@ func newRAM(size int64, huge bool) (r *ram, err error) {
 	if huge && size%hugePage != 0 {
 		return nil, fmt.Errorf("memory of %d bytes is not a multiple of a huge page (%d MiB)", size, hugePage>>20)
 	}
-	r = &ram{fd: -1}
+	r := &ram{fd: -1}
 	defer func() {
 		if err != nil {
 			r.Close()
@@ -57,8 +57,10 @@ func newRAM(size int64, huge bool) (r *ram, err error) {
 			return nil, err
 		}
 	}
-	r.mem, err = virtio.NewMemory(r.regions...)
-	return r, err
+	if r.mem, err = virtio.NewMemory(r.regions...); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 func (r *ram) add(addr uint64, off, n int64, flags int) error {
