@@ -121,7 +121,10 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err = m.createDevices(); err != nil {
 		return nil, err
 	}
-	return m, m.createVCPUs(boot)
+	if err = m.createVCPUs(boot); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 func (m *Machine) createVM() (err error) {

@@ -269,7 +269,7 @@ func cpuidBit(entries []kvm.CPUIDEntry, leaf uint32, reg, bit int) bool {
 	return false
 }
 
-func probeVCPU(vm *kvm.VM, mem []byte, supported []kvm.CPUIDEntry, xsave bool) (v *kvm.VCPU, err error) {
+func probeVCPU(vm *kvm.VM, mem []byte, supported []kvm.CPUIDEntry, xsave bool) (_ *kvm.VCPU, err error) {
 	if err = vm.SetTSSAddr(addrTSS); err != nil {
 		return nil, err
 	}
@@ -279,7 +279,8 @@ func probeVCPU(vm *kvm.VM, mem []byte, supported []kvm.CPUIDEntry, xsave bool) (
 	if err = vm.SetMemory(0, 0, mem); err != nil {
 		return nil, err
 	}
-	if v, err = vm.CreateVCPU(0); err != nil {
+	v, err := vm.CreateVCPU(0)
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
