@@ -1,6 +1,7 @@
 package virtioblk
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -243,8 +244,8 @@ func (d *Device) warn(op string, sector uint64, n int, err error) {
 	if d.warned.CompareAndSwap(false, true) {
 		level = slog.LevelWarn
 	}
-	if d.log.Enabled(nil, level) {
-		d.log.Log(nil, level, "virtioblk: backend error, the guest sees an I/O error",
+	if d.log.Enabled(context.Background(), level) {
+		d.log.Log(context.Background(), level, "virtioblk: backend error, the guest sees an I/O error",
 			"op", op, "sector", sector, "bytes", n, "error", err)
 	}
 }

@@ -93,7 +93,7 @@ func ServeConn(ctx context.Context, c *net.UnixConn, dev virtio.Device, o Option
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	defer c.Close()
-	s := newSession(c, dev, o)
+	s := newSession(ctx, c, dev, o)
 	err := s.serve()
 	if ctx.Err() != nil {
 		err = nil

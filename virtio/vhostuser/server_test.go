@@ -450,6 +450,50 @@ func TestInflight(t *testing.T) {
 	close(gate)
 }
 
+// A backend that hangs does not hold up the end of the server, not even while a
+// message waits for it.
+func TestServerStopsWithHangingBackend(t *testing.T) {
+	gate, entered := make(chan struct{}), make(chan struct{}, 1)
+	hang := &virtioblk.Faulty{Backend: virtioblk.NewRAM(1 << 20), Before: func(virtioblk.Op, int64, int64) error {
+		entered <- struct{}{}
+		<-gate
+		return nil
+	}}
+	mem, err := virtiotest.NewSharedMemory(4 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	a, b := socketpair(t)
+	done := make(chan error, 1)
+	go func() {
+		done <- vhostuser.ServeConn(ctx, b, blkDevice(t, virtioblk.Config{Backend: hang}), vhostuser.Options{CloseWait: time.Millisecond})
+	}()
+	v := virtiotest.NewVhostUser(t, a, mem)
+	defer v.Close()
+	d := virtiotest.Start(t, v, virtiotest.NewGuestOn(mem.Bytes), virtiotest.BlockFeatures, 16)
+	addr, m := d.Guest.Alloc(64, 64)
+	m[0] = virtiotest.BlkFlush
+	d.Rings[0].Add(virtiotest.Buf{Addr: addr, Len: 16}, virtiotest.Buf{Addr: addr + 16, Len: 1, Write: true})
+	d.Kick(0)
+	<-entered
+	if err := v.Send(&vhostmsg.Message{Type: vhostmsg.GetVringBase, Payload: make([]byte, 8)}); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if !errors.Is(err, vhostuser.ErrStuck) {
+			t.Errorf("ended with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the server does not end")
+	}
+	close(gate)
+}
+
 // A new size is announced on the back-end channel.
 func TestConfigChange(t *testing.T) {
 	ram := virtioblk.NewRAM(1 << 20)

@@ -25,6 +25,7 @@ const maxConfig = 256 // VHOST_USER_MAX_CONFIG_SIZE
 // session is one connection: everything the front-end has set up. One
 // goroutine handles its messages; each running ring has another.
 type session struct {
+	ctx  context.Context // ends when the server is to stop
 	conn *vhostmsg.Conn
 	dev  virtio.Device
 	o    Options
@@ -57,9 +58,9 @@ type ring struct {
 	done chan struct{}
 }
 
-func newSession(c *net.UnixConn, dev virtio.Device, o Options) *session {
+func newSession(ctx context.Context, c *net.UnixConn, dev virtio.Device, o Options) *session {
 	s := &session{
-		conn: &vhostmsg.Conn{C: c}, dev: dev, o: o,
+		ctx: ctx, conn: &vhostmsg.Conn{C: c}, dev: dev, o: o,
 		offered: dev.Features() | virtio.FeatureVersion1 | virtio.FeatureIndirectDesc | virtio.FeatureEventIdx | vhostmsg.FeatureProtocol,
 	}
 	s.notifier.fd = -1
@@ -176,8 +177,7 @@ func (s *session) dispatch(m *vhostmsg.Message) (*vhostmsg.Message, error) {
 	case vhostmsg.SetOwner:
 		return ok, nil
 	case vhostmsg.ResetOwner, vhostmsg.ResetDevice:
-		s.reset()
-		return ok, nil
+		return ok, s.reset()
 	case vhostmsg.GetQueueNum:
 		return number(uint64(len(s.rings)))
 	case vhostmsg.GetMaxMemSlots:
@@ -302,7 +302,9 @@ func (s *session) ringMessage(r *ring, m *vhostmsg.Message) (*vhostmsg.Message, 
 		}
 		r.cfg.AvailIndex, r.resumed = uint16(v), false
 	case vhostmsg.GetVringBase:
-		s.stop(r)
+		if err := s.stop(r); err != nil {
+			return nil, err
+		}
 		r.started = false
 		s.deactivate()
 		b := le.AppendUint32(nil, uint32(r.index))
@@ -310,8 +312,7 @@ func (s *session) ringMessage(r *ring, m *vhostmsg.Message) (*vhostmsg.Message, 
 	case vhostmsg.SetVringEnable:
 		r.enabled = v == 1
 		if !r.enabled {
-			s.stop(r)
-			return nil, nil
+			return nil, s.stop(r)
 		}
 		return nil, s.start(r)
 	case vhostmsg.SetVringAddr:
@@ -321,7 +322,9 @@ func (s *session) ringMessage(r *ring, m *vhostmsg.Message) (*vhostmsg.Message, 
 		r.userDesc, r.use, r.userAvail = le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:])
 		r.addressed = true
 		if r.run != nil { // the rings move, as after a new memory table
-			s.stop(r)
+			if err := s.stop(r); err != nil {
+				return nil, err
+			}
 			return nil, s.start(r)
 		}
 	}
@@ -354,7 +357,10 @@ func (s *session) ringFD(r *ring, m *vhostmsg.Message, none bool) error {
 	}
 	switch m.Type {
 	case vhostmsg.SetVringKick:
-		s.stop(r)
+		if err := s.stop(r); err != nil {
+			closeEvent(ev)
+			return err
+		}
 		closeEvent(r.kick)
 		r.kick, r.started = ev, true
 		// Without protocol features there is no SET_VRING_ENABLE.
@@ -462,14 +468,20 @@ func (s *session) start(r *ring) error {
 	return nil
 }
 
-// stop ends a ring and remembers where it was.
-func (s *session) stop(r *ring) {
+// stop ends a ring, when its requests in flight have, and remembers where it
+// was. It fails only if the server is to stop before that.
+func (s *session) stop(r *ring) error {
 	if r.run == nil {
-		return
+		return nil
 	}
 	r.run.Stop()
-	<-r.done
-	s.stopped(r)
+	select {
+	case <-r.done:
+		s.stopped(r)
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
 }
 
 func (s *session) stopped(r *ring) {
@@ -491,23 +503,28 @@ func (s *session) deactivate() {
 	}
 }
 
-func (s *session) reset() {
+func (s *session) reset() error {
 	for _, r := range s.rings {
-		s.stop(r)
+		if err := s.stop(r); err != nil {
+			return err
+		}
 		r.started, r.enabled, r.addressed, r.resumed = false, false, false, false
 		r.cfg.AvailIndex, r.cfg.UsedIndex, r.cfg.Tracker = 0, 0, nil
 	}
 	s.deactivate()
 	s.features = 0
+	return nil
 }
 
 // pause stops all running rings for a change of memory and returns how to go
 // on.
-func (s *session) pause() (resume func() error) {
+func (s *session) pause() (resume func() error, err error) {
 	var was []*ring
 	for _, r := range s.rings {
 		if r.run != nil {
-			s.stop(r)
+			if err := s.stop(r); err != nil {
+				return nil, err
+			}
 			was = append(was, r)
 		}
 	}
@@ -524,7 +541,7 @@ func (s *session) pause() (resume func() error) {
 			}
 		}
 		return nil
-	}
+	}, nil
 }
 
 func (s *session) setMemTable(m *vhostmsg.Message) error {
@@ -551,7 +568,11 @@ func (s *session) setMemTable(m *vhostmsg.Message) error {
 	if n == 0 {
 		next.mem = nil
 	}
-	resume := s.pause()
+	resume, err := s.pause()
+	if err != nil {
+		next.close()
+		return err
+	}
 	s.mem.close()
 	s.mem = next
 	return resume()
@@ -568,7 +589,11 @@ func (s *session) addMemReg(m *vhostmsg.Message) error {
 	if err != nil {
 		return err
 	}
-	resume := s.pause()
+	resume, err := s.pause()
+	if err != nil {
+		r.unmap()
+		return err
+	}
 	list := append(append([]*region(nil), s.mem.regions...), r)
 	if err := s.mem.replace(list); err != nil {
 		r.unmap()
@@ -582,7 +607,10 @@ func (s *session) remMemReg(d vhostmsg.Region) error {
 		if r.Guest != d.Guest || r.Size != d.Size || r.User != d.User {
 			continue
 		}
-		resume := s.pause()
+		resume, err := s.pause()
+		if err != nil {
+			return err
+		}
 		list := append(append([]*region(nil), s.mem.regions[:i]...), s.mem.regions[i+1:]...)
 		if err := s.mem.replace(list); err != nil {
 			return err
