@@ -24,7 +24,7 @@ import (
 
 // patience is how long anything may take before a test gives up; boots in the
 // sandbox take seconds, systemd well under two minutes.
-const patience = 6 * time.Minute
+const patience = 4 * time.Minute
 
 var moovmBin, kernel, base string
 
