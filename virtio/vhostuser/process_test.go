@@ -1,11 +1,13 @@
 package vhostuser_test
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/moovm/moovm/cowdisk"
@@ -59,4 +61,22 @@ func TestServerProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	vhostuser.Serve(context.Background(), l, dev, vhostuser.Options{Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}) // until it is killed
+}
+
+// lockedBuffer is a buffer that can be read while a process writes to it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
