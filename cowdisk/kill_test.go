@@ -155,7 +155,7 @@ func TestKill(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts many processes; run without -short")
 	}
-	times := 8
+	times := 16
 	if raceEnabled {
 		times = 2
 	}

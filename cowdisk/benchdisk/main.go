@@ -290,9 +290,9 @@ func (r row) openCOW(tmp, base string) (*cowdisk.Disk, error) {
 }
 
 // warm reads the file into the page cache anew, as it is after the image was opened again: how large the pieces of the page cache are
-// would otherwise depend on how each side was filled.
+// would otherwise depend on how each side was filled. Rows that write leave it as it was written.
 func (r row) warm(path string) error {
-	if !r.touched {
+	if !r.touched || r.write {
 		return nil
 	}
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
