@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -108,6 +109,9 @@ early, 126 kernel panic; 0 after a power-off.`,
 			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
 				return usageError(fmt.Errorf("moovm run: %q is not a flag; write -- before the guest's command", args[0]))
 			}
+			if len(args) > 0 && m.initrd != "" {
+				return usageError(errors.New("moovm run: an initrd of your own cannot run a COMMAND; leave --initrd or COMMAND out"))
+			}
 			if err := m.check(); err != nil {
 				return usageError(fmt.Errorf("moovm run: %w", err))
 			}
@@ -169,8 +173,8 @@ func (m *machineFlags) open(c *guest.Config) (closeAll func(), err error) {
 	closers = append(closers, c.Kernel)
 	switch {
 	case m.initrd != "":
-		if c.Initrd, err = os.ReadFile(m.initrd); err != nil {
-			return closeAll, fmt.Errorf("initrd: %w", err)
+		if c.Initrd, err = m.readInitrd(); err != nil {
+			return closeAll, err
 		}
 	case m.modules != "":
 		if c.Modules, err = guest.OpenModules(m.modules, c.Kernel.Release); err != nil {
@@ -215,6 +219,23 @@ func (m *machineFlags) open(c *guest.Config) (closeAll func(), err error) {
 		c.Shares = append(c.Shares, guest.Share{Tag: f.tag, Attacher: s, Target: f.target(), ReadOnly: !f.writable})
 	}
 	return closeAll, nil
+}
+
+// readInitrd reads the initrd if the guest's memory can hold it.
+func (m *machineFlags) readInitrd() ([]byte, error) {
+	st, err := os.Stat(m.initrd)
+	if err != nil {
+		return nil, fmt.Errorf("initrd: %w", err)
+	}
+	if st.Size() > int64(m.memory) {
+		return nil, fmt.Errorf("initrd %s: its %s do not fit into the guest's memory of %s; raise --memory", m.initrd,
+			humanize.IBytes(uint64(st.Size())), humanize.IBytes(uint64(m.memory)))
+	}
+	b, err := os.ReadFile(m.initrd)
+	if err != nil {
+		return nil, fmt.Errorf("initrd: %w", err)
+	}
+	return b, nil
 }
 
 // chooseSandbox decides where the machine runs.
