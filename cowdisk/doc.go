@@ -17,6 +17,18 @@
 // A [Disk] may be used by any number of goroutines. Reads take no lock. Writes to allocated sectors take none either; first writes lock
 // the 4 KiB units they allocate, so that two writers in one unit cannot undo each other's copy-up.
 //
+// # Tools
+//
+// [Check], [Commit], [Rebase], [RebaseHeader], [Flatten], [Resize] and [Compare] work on closed images. Each of them can be killed, or lose
+// power, at any moment: the image opens with its contents, and running the tool again completes the work. [Disk.Snapshot] freezes a
+// running disk and goes on in a new overlay.
+//
+// # Limits
+//
+// UML's versions 1 and 2 have no bit for up to seven last sectors of a disk whose size is no multiple of 4096; these cannot be written
+// (ErrNoBit). Resize writes the image anew, so it needs room for what is allocated. The v2 layout lets the data area begin in the middle of
+// a page, which costs first writes some speed on today's kernels; v3 images do not pay it.
+//
 // # Trust
 //
 // An image file is input. Its fields are checked before use, memory is bounded by [Options].BitmapMemory whatever the header says, and the
