@@ -277,6 +277,9 @@ func (q *Queue) Wait() bool {
 		if q.ready() {
 			return true
 		}
+		// Whoever is ready to run goes first: the kernel does not give our
+		// processor to them before it notices that we sleep.
+		runtime.Gosched()
 		q.arm()
 		if q.ready() {
 			q.disarm()

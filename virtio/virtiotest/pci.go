@@ -18,6 +18,8 @@ type PCIHost struct {
 	doorbells map[uint64]*virtio.Event
 	intx      bool
 	intxEdges uint64
+	// OnMessage, if set, is called for every message after it was counted.
+	OnMessage func()
 	// OnINTx, if set, is called after the line has changed.
 	OnINTx func(level bool)
 	// NoDoorbells makes BindDoorbell fail, as without ioeventfd.
@@ -51,11 +53,15 @@ func (m *hostMSI) Signal() error {
 		return errors.New("virtiotest: MSI signalled before it was programmed")
 	}
 	m.h.mu.Lock()
-	defer m.h.mu.Unlock()
 	if m.h.msgs == nil {
 		m.h.msgs = map[uint64]uint64{}
 	}
 	m.h.msgs[m.key]++
+	f := m.h.OnMessage
+	m.h.mu.Unlock()
+	if f != nil {
+		f()
+	}
 	return nil
 }
 
