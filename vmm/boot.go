@@ -18,6 +18,7 @@ const (
 	bpACPIRSDP     = 0x070
 	bpE820Entries  = 0x1e8
 	bpE820Table    = 0x2d0
+	bpHeader       = 0x1f1 // the setup header of a bzImage
 	bpHdrBootFlag  = 0x1fe
 	bpHdrMagic     = 0x202
 	bpHdrVersion   = 0x206
@@ -64,12 +65,25 @@ var resetStub = []byte{
 }
 
 // bootImage is what the boot processor needs to start.
-type bootImage struct{ entry uint64 }
+type bootImage struct {
+	protocol Protocol
+	entry    uint64
+}
+
+// registers sets the boot processor's registers; s is the reset state.
+func (b bootImage) registers(s *kvm.Sregs) *kvm.Regs {
+	if b.protocol == ProtocolPVH {
+		enterProtectedMode(s)
+		return &kvm.Regs{RIP: b.entry, RBX: addrPVH, RFLAGS: 2}
+	}
+	enterLongMode(s)
+	return &kvm.Regs{RIP: b.entry, RSI: addrZeroPage, RFLAGS: 2}
+}
 
 // loadBoot puts the kernel, the initrd, the command line, the zero page, page
 // tables and GDT into guest memory.
 func loadBoot(cfg *Config, mem []byte) (bootImage, error) {
-	k, err := loadELF(cfg.Kernel, mem)
+	k, err := loadKernel(cfg.Kernel, mem)
 	if err != nil {
 		return bootImage{}, err
 	}
@@ -90,10 +104,12 @@ func loadBoot(cfg *Config, mem []byte) (bootImage, error) {
 
 	zp := mem[addrZeroPage : addrZeroPage+pageSize]
 	le := binary.LittleEndian
-	le.PutUint64(zp[bpACPIRSDP:], addrACPI)
 	le.PutUint16(zp[bpHdrBootFlag:], 0xaa55)
 	copy(zp[bpHdrMagic:], "HdrS")
 	le.PutUint16(zp[bpHdrVersion:], 0x020f)
+	le.PutUint32(zp[bpHdrAlign:], 0x100_0000)
+	copy(zp[bpHeader:], k.header)
+	le.PutUint64(zp[bpACPIRSDP:], addrACPI)
 	zp[bpHdrLoader] = 0xff    // a loader without a number
 	zp[bpHdrLoadFlags] = 1    // loaded high
 	if len(cfg.Initrd) != 0 { // below 4 GiB, so the 32-bit fields do
@@ -102,7 +118,6 @@ func loadBoot(cfg *Config, mem []byte) (bootImage, error) {
 	}
 	le.PutUint32(zp[bpHdrCmdline:], addrCmdline)
 	le.PutUint32(zp[bpHdrCmdSize:], maxCmdline-1)
-	le.PutUint32(zp[bpHdrAlign:], 0x100_0000)
 	entries := memoryMap(cfg.Memory)
 	zp[bpE820Entries] = uint8(len(entries))
 	for i, e := range entries {
@@ -111,10 +126,13 @@ func loadBoot(cfg *Config, mem []byte) (bootImage, error) {
 		le.PutUint64(p[8:], e.size)
 		le.PutUint32(p[16:], e.typ)
 	}
+	if cfg.Kernel.Protocol == ProtocolPVH {
+		putPVH(mem, initrd, uint64(len(cfg.Initrd)), entries)
+	}
 	putPageTables(mem[addrPageTables:])
 	putGDT(mem[addrGDT:])
 	copy(mem[addrResetVector:], resetStub)
-	return bootImage{entry: k.entry}, nil
+	return bootImage{protocol: cfg.Kernel.Protocol, entry: k.entry}, nil
 }
 
 // placeInitrd finds the highest place for n bytes below the end of low memory

@@ -52,15 +52,30 @@ const MaxCPUs = 64
 // DefaultKVM is the KVM device of the host.
 const DefaultKVM = "/dev/kvm"
 
-// Kernel is a kernel image: an uncompressed x86-64 ELF file (vmlinux). It is
-// read while New runs and not kept.
+// Kernel is a kernel image: an x86-64 ELF file (vmlinux), or a bzImage, which
+// unpacks itself in the guest (slower, but it can choose a random address:
+// KASLR). It is read while New runs and not kept.
 type Kernel struct {
 	// Name names the image in error messages, usually its file name.
 	Name string
-	// Image is the ELF file, Size its length in bytes.
+	// Image is the file, Size its length in bytes.
 	Image io.ReaderAt
 	Size  int64
+	// Protocol is how the kernel is entered.
+	Protocol Protocol
 }
+
+// Protocol is a way to enter a kernel.
+type Protocol int
+
+const (
+	// ProtocolLinux is Linux's 64-bit boot protocol, for ELF and bzImage.
+	ProtocolLinux Protocol = iota
+	// ProtocolPVH enters an ELF file in 32-bit mode where its
+	// XEN_ELFNOTE_PHYS32_ENTRY note says. Linux (CONFIG_PVH) and other systems
+	// have it.
+	ProtocolPVH
+)
 
 // Disk is one virtio block device.
 type Disk struct {

@@ -3,6 +3,7 @@ package vmm
 // The guest-physical address map:
 //
 //	0x0000_0500  GDT of the 64-bit boot protocol
+//	0x0000_6000  start information of the PVH protocol
 //	0x0000_7000  zero page (struct boot_params)
 //	0x0000_9000  page tables, identity for the first 4 GiB (6 pages)
 //	0x0002_0000  kernel command line (64 KiB)
@@ -18,6 +19,7 @@ package vmm
 //	0x1_0000_0000  RAM that did not fit below the hole
 const (
 	addrGDT         = 0x500
+	addrPVH         = 0x6000
 	addrZeroPage    = 0x7000
 	addrPageTables  = 0x9000
 	addrCmdline     = 0x20000

@@ -188,11 +188,11 @@ func (m *Machine) createVCPUs(boot bootImage) error {
 		if err != nil {
 			return err
 		}
-		enterLongMode(s)
+		regs := boot.registers(s)
 		if err := v.SetSregs(s); err != nil {
 			return err
 		}
-		if err := v.SetRegs(&kvm.Regs{RIP: boot.entry, RSI: addrZeroPage, RFLAGS: 2}); err != nil {
+		if err := v.SetRegs(regs); err != nil {
 			return err
 		}
 	}
