@@ -503,7 +503,7 @@ func TestNoInterruptFlagWithoutEventIdx(t *testing.T) {
 func TestNoLostNotification(t *testing.T) {
 	for _, features := range []uint64{allRing, 0} {
 		g := newRig(t, 4, features)
-		const total = 20000
+		const total = 3000
 		done := make(chan error, 1)
 		go func() {
 			for n := 0; g.q.Wait(); {
