@@ -178,6 +178,13 @@ func TestKernelBoots(t *testing.T) {
 	}
 }
 
+func TestKernelByPVH(t *testing.T) {
+	m, out := kernelMachine(t, "poweroff", func(c *Config) { c.Kernel.Protocol, c.Entropy = ProtocolPVH, true })
+	if r, err := runKernel(t, m); r != PowerOff || err != nil || !strings.Contains(out.String(), "guest: 1 CPUs") {
+		t.Errorf("%v, %v; want %v\n%s", r, err, PowerOff, out)
+	}
+}
+
 func TestKernelReboots(t *testing.T) {
 	m, out := kernelMachine(t, "reboot")
 	if r, err := runKernel(t, m); r != Reset || err != nil {
