@@ -26,6 +26,8 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
+
+	exitInterrupted = 128 + int(syscall.SIGINT)
 )
 
 // statusError carries an exit status; a nil err means that everything there

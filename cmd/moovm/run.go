@@ -101,7 +101,7 @@ missing or cannot run a kernel, the same happens in the sandbox (moovm help
 sandbox), which is slower; --accel chooses.
 
 Exit status: COMMAND's; 124 timeout, 125 the machine could not run or ended too
-early, 126 kernel panic; 0 after a power-off.`,
+early, 126 kernel panic, 130 interrupted; 0 after a power-off.`,
 		Example: `  moovm run --kernel vmlinuz --disk root.cow
   moovm run --kernel vmlinuz --base base.img -- sh -c 'uname -a; exit 7'
   moovm run --kernel vmlinuz --disk root.cow --disk data.img,format=raw,ro --memory 2G --timeout 5m -- make check`,
@@ -375,6 +375,10 @@ func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) 
 		return 0, nil
 	}
 	c.Logger.Log(ctx, slog.LevelInfo, "guest ended", "reason", result.Reason.String(), "took", result.Took)
+	var stopped *guest.StoppedError
+	if errors.As(err, &stopped) && !errors.Is(err, context.DeadlineExceeded) {
+		return exitInterrupted, err
+	}
 	return guest.ExitStatus(result, err), err
 }
 
