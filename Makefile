@@ -10,10 +10,10 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast test-race test-e2e lint fuzz soak bench-disk bench-virtio clean
+.PHONY: help setup build demo test test-fast test-race test-e2e lint staticcheck fuzz soak bench-disk bench-virtio clean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what the demo and the end-to-end tests need, and build the base image (cached)
 	@scripts/setup.sh
@@ -41,9 +41,31 @@ test-race:
 test-e2e: build ## End-to-end tests with stock kernels, on this machine's KVM if it is good, else in the sandbox
 	@scripts/e2e.sh
 
-lint: ## gofmt and go vet
+lint: ## gofmt, go vet
 	@test -z "$$(gofmt -l .)" || { echo "gofmt wants to change:"; gofmt -l .; exit 1; }
 	$(GO) vet ./...
+
+staticcheck: ## The deeper checks of honnef.co/go/tools
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+# Every fuzz target of the tree, FUZZTIME each.
+FUZZTIME ?= 10m
+fuzz: ## Fuzz every target for FUZZTIME (10m) each
+	@set -e; for f in $$(grep -rl '^func Fuzz' --include='*_test.go' .); do \
+		for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
+			echo "==> $$t in $$(dirname $$f)"; \
+			$(GO) test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZTIME) $$(dirname $$f); \
+		done; done
+
+soak: ## Millions of simulated crashes and hundreds of kills: hours
+	MOOVM_SOAK=1 MOOVM_TEST_LONG=1 $(GO) test -timeout 0 ./cowdisk/... ./virtio/... ./virtio9p/... ./guest/...
+
+bench-disk: ## cowdisk against raw files and qcow2; writes docs/BENCH-DISK.md
+	$(GO) run ./cowdisk/benchdisk -dir $${TMPDIR:-/var/tmp} -o docs/BENCH-DISK.md
+
+bench-virtio: ## The block device alone, and against qemu-storage-daemon over vhost-user (see docs/BENCH-VIRTIO.md)
+	$(GO) test -run '^$$' -bench Null -cpu 1 ./virtioblk
+	MOOVM_BENCH=1 $(GO) test -run '^$$' -bench Compare -count 3 -timeout 1h ./virtio/vhostuser
 
 clean: ## Remove what was built here (the cache of kernels and images stays: it is in $(MOOVM_CACHE))
 	rm -rf bin
