@@ -478,7 +478,7 @@ func makePlan(cfg *Config) (plan, error) {
 // kernelCmdline is the kernel command line. Of a parameter that is given
 // twice, the kernel takes the last, so what the user appends wins.
 func kernelCmdline(cfg *Config, params bootParams) string {
-	words := []string{"console=ttyS0", "panic=-1", "quiet"}
+	words := []string{"console=ttyS0", "panic=-1", "pci=noearly", "quiet"}
 	if len(cfg.Disks) > 0 && params.root.Device == "" {
 		words = append(words, "root=/dev/vda")
 	}

@@ -183,7 +183,7 @@ func qemuArgs(c *Config) []string {
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "stdio",
 		"-kernel", "/proc/self/fd/3", "-initrd", "/proc/self/fd/4",
-		"-append", "console=ttyS0 panic=-1 mitigations=off quiet rdinit=/init",
+		"-append", "console=ttyS0 panic=-1 mitigations=off idle=poll quiet rdinit=/init",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=control,fd=5",
 		"-device", "virtserialport,chardev=control,name=moovm.control",
 	}
