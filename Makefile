@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast test-race test-e2e lint staticcheck fuzz soak bench-disk bench-virtio clean
+.PHONY: help setup build demo test test-fast test-race test-long test-e2e lint staticcheck fuzz soak bench-disk bench-virtio clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,13 +30,18 @@ test: ## Everything: set-up, vet, unit tests with the race detector, end-to-end 
 	@$(MAKE) --no-print-directory setup
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-race
+	@$(MAKE) --no-print-directory test-long
 	@$(MAKE) --no-print-directory test-e2e
 
 test-fast: ## go test ./...: needs neither root nor KVM nor QEMU
 	$(GO) test ./...
 
 test-race:
-	MOOVM_TEST_LONG=1 $(GO) test -race -timeout 20m ./...
+	$(GO) test -race -timeout 20m ./...
+
+test-long: # tens of thousands of simulated crashes, hundreds of kills, QEMU as a client; the init and the sandbox, static
+	MOOVM_TEST_LONG=1 $(GO) test -timeout 20m ./cowdisk ./virtio/vhostuser
+	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) $(GO) test -timeout 20m ./internal/sandbox
 
 test-e2e: build ## End-to-end tests with stock kernels, on this machine's KVM if it is good, else in the sandbox
 	@scripts/e2e.sh
