@@ -18,10 +18,10 @@ func TestKernelCmdline(t *testing.T) {
 		cfg  Config
 		want string
 	}{
-		{Config{}, "console=ttyS0 panic=-1 quiet"},
-		{Config{Disks: disk}, "console=ttyS0 panic=-1 quiet root=/dev/vda rw"},
-		{Config{Disks: []Disk{{ReadOnly: true}}}, "console=ttyS0 panic=-1 quiet root=/dev/vda ro"},
-		{Config{Disks: disk, Append: "root=LABEL=x ro debug"}, "console=ttyS0 panic=-1 quiet root=LABEL=x ro debug"},
+		{Config{}, "console=ttyS0 panic=-1 pci=noearly quiet"},
+		{Config{Disks: disk}, "console=ttyS0 panic=-1 pci=noearly quiet root=/dev/vda rw"},
+		{Config{Disks: []Disk{{ReadOnly: true}}}, "console=ttyS0 panic=-1 pci=noearly quiet root=/dev/vda ro"},
+		{Config{Disks: disk, Append: "root=LABEL=x ro debug"}, "console=ttyS0 panic=-1 pci=noearly quiet root=LABEL=x ro debug"},
 	} {
 		if got := kernelCmdline(&c.cfg, parseBootParams(c.cfg.Append)); got != c.want {
 			t.Errorf("got  %s\nwant %s", got, c.want)
