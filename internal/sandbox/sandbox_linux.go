@@ -178,7 +178,7 @@ func shareTag(i int) string { return "rw" + strconv.Itoa(i) }
 // no XSAVE: nested guests stumble over what QEMU 7.2 emulates of it.
 func qemuArgs(c *Config) []string {
 	args := []string{
-		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,-xsave,family=23,model=49,stepping=0",
+		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,-xsave",
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.FormatInt(c.Memory>>20, 10),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "stdio",
