@@ -82,6 +82,7 @@ type bitmap struct {
 	dirty    []*bitmapPage
 	staged   []stagedWords // of the running flush
 	buf      []byte        // of the running flush
+	pending  *pendingBits  // copy of the bits that are not on disk, for a successor; nil = nobody wants to know
 }
 
 func newBitmap(f File, path string, h *Header, memory int64) *bitmap {
@@ -332,6 +333,9 @@ func (b *bitmap) mark(p *bitmapPage, bit, n int64) {
 		k := min(n, 64-s)
 		mask := (^uint64(0) >> (64 - k)) << s
 		if old := p.words[i]; old&mask != mask { // only written under mu
+			if b.pending != nil { // first, as a writer that sees the bit takes the sector for allocated
+				b.pending.add(p.index, int(i), mask&^old)
+			}
 			atomic.StoreUint64(&p.words[i], old|mask)
 			if !p.dirty {
 				p.dirty, p.lo, p.hi = true, int(i), int(i)+1
@@ -340,6 +344,41 @@ func (b *bitmap) mark(p *bitmapPage, bit, n int64) {
 			p.lo, p.hi = min(p.lo, int(i)), max(p.hi, int(i)+1)
 		}
 		bit, n = bit+k, n-k
+	}
+}
+
+// adopt marks n sectors that another process wrote. Those that the file has are pending no more.
+func (b *bitmap) adopt(sector, n int64) error {
+	for n > 0 {
+		allocated, k, err := b.run(sector, n)
+		if err != nil {
+			return err
+		}
+		if allocated {
+			b.mu.Lock()
+			b.pending.drop(sector, k)
+			b.mu.Unlock()
+		} else if err := b.set(sector, k); err != nil {
+			return err
+		}
+		sector, n = sector+k, n-k
+	}
+	return nil
+}
+
+// sharePending says where pending bits are to be copied. There are none at this moment.
+func (b *bitmap) sharePending(p *pendingBits) {
+	b.mu.Lock()
+	b.pending = p
+	b.mu.Unlock()
+}
+
+// failed tells a successor of a failure.
+func (b *bitmap) failed(sync bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pending != nil {
+		b.pending.fail(sync)
 	}
 }
 
@@ -400,12 +439,17 @@ func (b *bitmap) write() error {
 func (b *bitmap) unstage(ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	buf := b.buf
 	for _, s := range b.staged {
 		if !ok {
 			continue
 		}
 		p := s.page
 		p.writing = false
+		if n := (s.hi - s.lo) * 8; b.pending != nil {
+			b.pending.remove(p.index, s.lo, buf[:n], p.dirty)
+			buf = buf[n:]
+		}
 		if !p.dirty && p.full() {
 			b.drop(p, fullPage)
 		}

@@ -46,6 +46,9 @@ func (d *Disk) fail(err error, sync bool) {
 			f.err = old.err
 		}
 		if d.failed.CompareAndSwap(old, f) {
+			if bm := d.chain.layers[0].bm; bm != nil {
+				bm.failed(sync)
+			}
 			return
 		}
 	}

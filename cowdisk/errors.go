@@ -28,6 +28,7 @@ var (
 	ErrNoBit          = errors.New("the layout has no bitmap bit for this sector")
 	ErrPathTooLong    = errors.New("backing path is too long for the layout")
 	ErrVariant        = errors.New("layout cannot be written")
+	ErrPending        = errors.New("the pending bits of the process that served the image before are unusable")
 	ErrFailed         = errors.New("an earlier write or sync failed")
 )
 

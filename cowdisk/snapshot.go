@@ -51,6 +51,9 @@ func (d *Disk) Snapshot(path string) error {
 		return renamed(err, real, path)
 	}
 	l.backer = old.real
+	if old.bm != nil {
+		old.bm.movePending(l)
+	}
 	d.chain = newChain(append([]*layer{l}, d.chain.layers...))
 	return nil
 }
