@@ -29,16 +29,18 @@ var arrows = map[string][]string{
 	"virtio9p":              {"virtio"},
 	"virtio9p/virtio9ptest": {"virtio", "virtio/virtiotest", "virtio9p"},
 	"internal/kvm":          {},
+	"internal/confine":      {},
 	"vmm":                   {"virtio", "virtio/pci", "virtio/mmio", "virtioblk", "virtio9p", "internal/kvm"},
-	"guest":                 {"vmm", "cowdisk", "guest/imagefs", "guest/sharefs"},
+	"internal/agent":        {},
+	"guest":                 {"vmm", "cowdisk", "guest/imagefs", "guest/sharefs", "internal/agent"},
 	"guest/imagefs":         {"cowdisk"},
 	"guest/sharefs":         {},
-	"guest/guesttest":       {"guest", "cowdisk", "internal/sandbox"},
-	"internal/sandbox":      {"guest"},
+	"guest/guesttest":       {"guest", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/sandbox"},
+	"internal/sandbox":      {"guest", "internal/agent"},
 	"internal/archtest":     {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"guest", "guest/imagefs", "guest/sharefs", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox"},
+	"cmd/moovm": {"guest", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox"},
 	// Examples show the public rooms, to whoever embeds them.
 	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/guesttest", "guest/imagefs", "vmm"},
 }

@@ -1,0 +1,177 @@
+package agent
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// Kind is what a Frame is about.
+type Kind byte
+
+// The kinds of frames.
+const (
+	// To the agent.
+	KindStart    Kind = iota + 1 // a Command as JSON
+	KindStdin                    // bytes
+	KindStdinEOF                 // no more of them
+	KindSignal                   // one byte, for the command's process group
+	KindKill                     // end the session now
+	// From the agent.
+	KindStdout
+	KindStderr
+	KindExit // an Exit as JSON: the session's last frame
+	// Both ways: so many more bytes may be sent.
+	KindCredit
+)
+
+// MaxPayload is the size of the largest payload, in bytes.
+const MaxPayload = 64 << 10
+
+// Window is how many bytes may be on their way in one direction of a session.
+const Window = 512 << 10
+
+const headerSize = 9 // id[4] kind[1] length[4], little-endian
+
+// A Frame belongs to one session, by its ID.
+type Frame struct {
+	ID      uint32
+	Kind    Kind
+	Payload []byte
+}
+
+// ErrFrame says that the stream is no stream of frames.
+var ErrFrame = errors.New("agent: not a frame")
+
+// ReadFrame reads one frame. At a clean end of the stream it returns io.EOF.
+func ReadFrame(r io.Reader) (Frame, error) {
+	var h [headerSize]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return Frame{}, err
+	}
+	f := Frame{ID: binary.LittleEndian.Uint32(h[:]), Kind: Kind(h[4])}
+	n := binary.LittleEndian.Uint32(h[5:])
+	if n > MaxPayload {
+		return Frame{}, fmt.Errorf("%w: %d bytes are more than %d", ErrFrame, n, MaxPayload)
+	}
+	f.Payload = make([]byte, n)
+	if _, err := io.ReadFull(r, f.Payload); err != nil {
+		return Frame{}, io.ErrUnexpectedEOF
+	}
+	return f, nil
+}
+
+// A Writer writes frames, one at a time.
+type Writer struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+// NewWriter returns a Writer to w.
+func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
+
+// Write writes one frame. It may be called from any goroutine.
+func (w *Writer) Write(f Frame) error {
+	b := make([]byte, headerSize, headerSize+len(f.Payload))
+	binary.LittleEndian.PutUint32(b, f.ID)
+	b[4] = byte(f.Kind)
+	binary.LittleEndian.PutUint32(b[5:], uint32(len(f.Payload)))
+	b = append(b, f.Payload...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, err := w.w.Write(b)
+	return err
+}
+
+func (w *Writer) credit(id uint32, n int) error {
+	return w.Write(Frame{id, KindCredit, binary.LittleEndian.AppendUint32(nil, uint32(n))})
+}
+
+// A Command is a program to run.
+type Command struct {
+	Args []string `json:"args"`
+	Env  []string `json:"env,omitempty"` // all of it; PATH finds Args[0]
+	Dir  string   `json:"dir,omitempty"` // empty = /
+	// Merge makes stderr the same pipe as stdout.
+	Merge bool `json:"merge,omitempty"`
+}
+
+// Exit is how a command ended. Status is 128 + Signal after a signal. With
+// Error it did not start; Status is then what a shell says, 126 or 127.
+type Exit struct {
+	Status int    `json:"status"`
+	Signal int    `json:"signal,omitempty"`
+	Error  string `json:"error,omitempty"`
+}
+
+// budget is the credit of one direction.
+type budget struct {
+	mu     sync.Mutex
+	cond   sync.Cond
+	n      int
+	closed bool
+}
+
+func newBudget() *budget {
+	b := &budget{n: Window}
+	b.cond.L = &b.mu
+	return b
+}
+
+// wait waits for credit and returns how much there is; 0 = closed.
+func (b *budget) wait() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.n <= 0 && !b.closed {
+		b.cond.Wait()
+	}
+	if b.closed {
+		return 0
+	}
+	return b.n
+}
+
+func (b *budget) add(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.n = min(b.n+n, Window)
+	b.cond.Broadcast()
+}
+
+func (b *budget) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	b.cond.Broadcast()
+}
+
+// send sends what is read from r as frames of the kind, as credit allows,
+// until r ends or the budget is closed.
+func (b *budget) send(w *Writer, id uint32, kind Kind, r io.Reader) error {
+	buf := make([]byte, MaxPayload)
+	for {
+		n := b.wait()
+		if n == 0 {
+			return nil
+		}
+		n, err := r.Read(buf[:min(n, len(buf))])
+		if n > 0 {
+			b.add(-n)
+			if err := w.Write(Frame{id, kind, buf[:n]}); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+func creditOf(f Frame) int {
+	if len(f.Payload) != 4 {
+		return 0
+	}
+	return int(min(binary.LittleEndian.Uint32(f.Payload), Window))
+}

@@ -1,0 +1,11 @@
+//go:build !linux
+
+package agent
+
+import (
+	"errors"
+	"io"
+)
+
+// Serve needs Linux.
+func Serve(io.Reader, io.Writer, func()) error { return errors.ErrUnsupported }
