@@ -82,6 +82,9 @@ type Config struct {
 	// disk, writable.
 	Append string
 
+	// Transport is how disks and shares are attached.
+	Transport vmm.Transport
+
 	Memory int64 // bytes; 0 means DefaultMemory
 	CPUs   int   // 0 means 1
 	Disks  []Disk
@@ -199,15 +202,16 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	})
 	g.control.onBye = g.hangUp
 	machine := vmm.Config{
-		Memory:  cfg.Memory,
-		CPUs:    cfg.CPUs,
-		Kernel:  vmm.Kernel{Name: cfg.Kernel.Path, Image: cfg.Kernel, Size: cfg.Kernel.Size()},
-		Initrd:  plan.initrd,
-		Cmdline: plan.cmdline,
-		Console: vmm.Serial{In: cfg.Console.In, Out: g.console},
-		Control: vmm.Serial{In: g.toGuest, Out: g.fromGuest},
-		KVM:     cfg.KVM,
-		Logger:  cfg.Logger,
+		Memory:    cfg.Memory,
+		CPUs:      cfg.CPUs,
+		Kernel:    vmm.Kernel{Name: cfg.Kernel.Path, Image: cfg.Kernel, Size: cfg.Kernel.Size()},
+		Initrd:    plan.initrd,
+		Cmdline:   plan.cmdline,
+		Transport: cfg.Transport,
+		Console:   vmm.Serial{In: cfg.Console.In, Out: g.console},
+		Control:   vmm.Serial{In: g.toGuest, Out: g.fromGuest},
+		KVM:       cfg.KVM,
+		Logger:    cfg.Logger,
 	}
 	for _, d := range cfg.Disks {
 		machine.Disks = append(machine.Disks, vmm.Disk{Backend: d.Backend, ReadOnly: d.ReadOnly, Serial: d.Serial})
@@ -549,8 +553,12 @@ func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
 		return nil, nil
 	}
 	var need, like []string
+	transport := "virtio_pci"
+	if cfg.Transport == vmm.TransportMMIO {
+		transport = "virtio_mmio"
+	}
 	if len(cfg.Disks) > 0 || len(cfg.Shares) > 0 {
-		need = append(need, "virtio_pci")
+		need = append(need, transport)
 	}
 	if len(cfg.Disks) > 0 {
 		need = append(need, "virtio_blk")
@@ -568,7 +576,7 @@ func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
 	if len(cfg.Shares) > 0 {
 		need = append(need, share...)
 	} else if !cfg.NoTree || init.ControlShare != "" {
-		like = append(like, append([]string{"virtio_pci"}, share...)...)
+		like = append(like, append([]string{transport}, share...)...)
 	}
 	if init.Command == nil {
 		like = append(like, "autofs4") // systemd's automount units

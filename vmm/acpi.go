@@ -1,6 +1,11 @@
 package vmm
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/moovm/moovm/virtio/mmio"
+)
 
 // ACPI tables of a hardware-reduced machine (ACPI 6.5, section 4.1): no SCI,
 // no PM timer; sleep and reset through two registers, events through a
@@ -12,9 +17,9 @@ const (
 	resetValue  = 0x06
 )
 
-// acpiTables builds all tables for n processors, to be placed at base. The
-// RSDP comes first.
-func acpiTables(base uint64, cpus int) []byte {
+// acpiTables builds all tables for a machine with so many processors and
+// virtio-mmio devices, to be placed at base. The RSDP comes first.
+func acpiTables(base uint64, cpus, windows int) []byte {
 	const rsdpLen = 36
 	buf := make([]byte, 64, 4096)
 	add := func(table []byte) uint64 {
@@ -25,7 +30,7 @@ func acpiTables(base uint64, cpus int) []byte {
 		buf = append(buf, table...)
 		return at
 	}
-	dsdt := add(acpiTable("DSDT", 2, dsdtBody(cpus)))
+	dsdt := add(acpiTable("DSDT", 2, dsdtBody(cpus, windows)))
 	entries := []uint64{
 		add(fadt(dsdt)),
 		add(madt(cpus)),
@@ -139,7 +144,7 @@ func mcfg() []byte {
 }
 
 // dsdtBody is the AML of the machine's devices.
-func dsdtBody(cpus int) []byte {
+func dsdtBody(cpus, windows int) []byte {
 	serial := func(name string, uid uint64, port uint16, irq uint32) []byte {
 		return amlDevice(name,
 			amlName("_HID", amlEISA("PNP0501")),
@@ -157,10 +162,20 @@ func dsdtBody(cpus int) []byte {
 			amlName("_HID", amlString("ACPI0007")),
 			amlName("_UID", amlInt(uint64(i))))...)
 	}
+	var virtio []byte
+	for i := range windows {
+		virtio = append(virtio, amlDevice(windowName(i),
+			amlName("_HID", amlString("LNRO0005")),
+			amlName("_UID", amlInt(uint64(i))),
+			amlName("_CRS", amlResources(
+				resMemory(uint32(windowAddr(i)), mmio.Size),
+				resSharedInterrupt(windowGSI(i)))))...)
+	}
 	return amlCat(
 		amlName(`\_S5_`, amlPackage(amlInt(sleepTypeS5), amlInt(sleepTypeS5))),
 		amlScope(`\_SB_`,
 			processors,
+			virtio,
 			amlDevice("PCI0",
 				amlName("_HID", amlEISA("PNP0A08")),
 				amlName("_CID", amlEISA("PNP0A03")),
@@ -200,8 +215,7 @@ func dsdtBody(cpus int) []byte {
 				amlMethod("_EVT", 1, amlNotify(`\_SB_.PWRB`, 0x80)))))
 }
 
-// cpuName is the name segment of processor i: C000, C001…
-func cpuName(i int) string {
-	const hex = "0123456789ABCDEF"
-	return "C0" + string(hex[i>>4&15]) + string(hex[i&15])
-}
+// cpuName is the name segment of processor i: C000, C001…; windowName that of
+// a virtio-mmio device.
+func cpuName(i int) string    { return fmt.Sprintf("C%03X", i) }
+func windowName(i int) string { return fmt.Sprintf("V%03X", i) }

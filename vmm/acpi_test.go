@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -46,10 +48,53 @@ func findTables(t *testing.T, base uint64, b []byte) map[string][]byte {
 	return tables
 }
 
+// Another reader of ACPI tables, ACPICA's, takes ours apart and puts them
+// together again without complaint.
+func TestACPIByACPICA(t *testing.T) {
+	iasl, err := exec.LookPath("iasl")
+	if err != nil {
+		t.Skip("iasl is missing: apt-get install acpica-tools")
+	}
+	dir := t.TempDir()
+	const windows = 11
+	for name, d := range findTables(t, addrACPI, acpiTables(addrACPI, 2, windows)) {
+		if err := os.WriteFile(filepath.Join(dir, name+".dat"), d, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{{"-d", name + ".dat"}, {name + ".dsl"}} {
+			if args[0] != "-d" && name != "DSDT" {
+				continue // only AML compiles
+			}
+			cmd := exec.Command(iasl, args...)
+			cmd.Dir = dir
+			out, err := cmd.CombinedOutput()
+			if err != nil || args[0] != "-d" && !bytes.Contains(out, []byte(" 0 Errors, 0 Warnings")) {
+				t.Errorf("iasl %v: %v\n%s", args, err, out)
+			}
+		}
+	}
+	dsl, err := os.ReadFile(filepath.Join(dir, "DSDT.dsl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`Name (_HID, "LNRO0005")`, "0x00001000,         // Address Length", "Interrupt (ResourceConsumer, Edge, ActiveHigh, Shared, ,, )"} {
+		if n := strings.Count(string(dsl), want); n != windows {
+			t.Errorf("iasl reads %d times %q, want %d", n, want, windows)
+		}
+	}
+	for i := range windows {
+		for _, want := range []string{fmt.Sprintf("0x%08X,         // Address Base", windowAddr(i)), fmt.Sprintf("0x%08X,\n", windowGSI(i))} {
+			if !strings.Contains(string(dsl), want) {
+				t.Errorf("iasl does not read %q for device %d", want, i)
+			}
+		}
+	}
+}
+
 func TestACPITables(t *testing.T) {
 	for _, cpus := range []int{1, 2, MaxCPUs} {
 		t.Run(fmt.Sprint(cpus, " CPUs"), func(t *testing.T) {
-			b := acpiTables(addrACPI, cpus)
+			b := acpiTables(addrACPI, cpus, maxWindows)
 			if len(b) > sizeACPI {
 				t.Fatalf("%d bytes do not fit", len(b))
 			}
@@ -90,7 +135,7 @@ func TestACPITables(t *testing.T) {
 				t.Errorf("MCFG % x", m)
 			}
 			names := amlNames(t, tables["DSDT"][36:])
-			for _, want := range []string{"_S5_", "PCI0", "COM1", "COM2", "PWRB", "GED_", cpuName(cpus - 1)} {
+			for _, want := range []string{"_S5_", "PCI0", "COM1", "COM2", "PWRB", "GED_", cpuName(cpus - 1), windowName(maxWindows - 1)} {
 				if !names[want] {
 					t.Errorf("the DSDT does not define %s", want)
 				}

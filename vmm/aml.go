@@ -115,6 +115,11 @@ func resInterrupt(gsi uint32) []byte {
 	return binary.LittleEndian.AppendUint32([]byte{0x89, 6, 0, 0x03, 1}, gsi)
 }
 
+// resSharedInterrupt is the same, for devices that share it.
+func resSharedInterrupt(gsi uint32) []byte {
+	return binary.LittleEndian.AppendUint32([]byte{0x89, 6, 0, 0x0b, 1}, gsi)
+}
+
 // resMemory is a fixed 32-bit memory range.
 func resMemory(addr, size uint32) []byte {
 	b := []byte{0x86, 9, 0, 1}

@@ -68,4 +68,8 @@ func (m *Machine) portOut(port uint16, v byte) {
 
 // mmio serves one access of 1 to 8 bytes to guest-physical memory that is not
 // RAM.
-func (m *Machine) mmio(addr uint64, p []byte, write bool) { m.bus.mem(addr, p, write) }
+func (m *Machine) mmio(addr uint64, p []byte, write bool) {
+	if !m.accessWindow(addr, p, write) {
+		m.bus.mem(addr, p, write)
+	}
+}

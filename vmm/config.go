@@ -38,6 +38,8 @@ type Config struct {
 	// Devices are any other virtio devices. They come after disks and shares
 	// on the bus.
 	Devices []virtio.Device
+	// Transport is how all of these devices are attached.
+	Transport Transport
 	// Console is the first serial port (ttyS0), Control the second (ttyS1).
 	Console, Control Serial
 	// KVM is the path of the KVM device; empty means /dev/kvm.

@@ -13,6 +13,7 @@ package vmm
 //	0x0010_0000  RAM again: kernel where its ELF headers say, initrd at the end
 //	0xc000_0000  the hole: PCI memory window
 //	0xe000_0000  PCI configuration space (ECAM, bus 0)
+//	0xfe00_0000  windows of virtio-mmio devices, 4 KiB each
 //	0xfec0_0000  IOAPIC
 //	0xfee0_0000  local APICs and message-signalled interrupts
 //	0xfeff_c000  pages KVM wants for itself (identity map, TSS)
@@ -35,6 +36,7 @@ const (
 	sizePCIWindow = 0x2000_0000
 	addrECAM      = 0xe000_0000
 	sizeECAM      = 0x10_0000 // bus 0
+	addrWindows   = 0xfe00_0000
 	addrIOAPIC    = 0xfec0_0000
 	addrLAPIC     = 0xfee0_0000
 	addrIdentity  = 0xfeff_c000

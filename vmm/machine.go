@@ -39,6 +39,10 @@ type Machine struct {
 	rtc   *cmos
 	funcs []*pci.Function
 	host  func(slot int) pci.Host // the machine as a PCI function sees it
+	// The virtio-mmio devices, and the machine as one of them sees it.
+	windows []mmioWindow
+	window  func(i int) (windowHost, error)
+
 	disks []*virtioblk.Device
 
 	mu      sync.Mutex
@@ -107,7 +111,7 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	tables := acpiTables(addrACPI, cfg.CPUs)
+	tables := acpiTables(addrACPI, cfg.CPUs, cfg.windows())
 	if len(tables) > sizeACPI {
 		return nil, fmt.Errorf("ACPI tables of %d bytes exceed %d", len(tables), sizeACPI)
 	}
@@ -156,6 +160,7 @@ func (m *Machine) createVM() (err error) {
 	}
 	m.irq = newInterrupts(m.vm)
 	m.host = func(slot int) pci.Host { return &slotHost{m: m, slot: slot} }
+	m.window = func(i int) (windowHost, error) { return newIRQFDHost(m, i) }
 	for i, gsi := range []uint32{irqCOM1, irqCOM2} {
 		m.com[i] = newUART(func(level bool) { m.vm.IRQLine(gsi, level) })
 	}
@@ -199,7 +204,7 @@ func (m *Machine) createVCPUs(boot bootImage) error {
 	return nil
 }
 
-// createDevices plugs the virtio devices into the bus.
+// createDevices attaches the virtio devices.
 func (m *Machine) createDevices() error {
 	for i, d := range m.cfg.Disks {
 		if d.Backend == nil {
@@ -238,8 +243,12 @@ func (m *Machine) createDevices() error {
 	return nil
 }
 
-// plug puts a virtio device into the next free slot of the PCI bus.
+// plug attaches a virtio device: in the next free slot of the PCI bus, or in a
+// window of its own.
 func (m *Machine) plug(dev virtio.Device) error {
+	if m.cfg.Transport == TransportMMIO {
+		return m.plugWindow(dev)
+	}
 	slot, err := m.bus.freeSlot()
 	if err != nil {
 		return err
@@ -284,7 +293,7 @@ func (m *Machine) Start() error {
 func (m *Machine) supervise() {
 	defer close(m.done)
 	m.running.Wait()
-	var err error
+	err := m.closeWindows()
 	for _, f := range m.funcs {
 		err = errors.Join(err, f.Close())
 	}
@@ -461,7 +470,7 @@ func (m *Machine) Close() error {
 
 // release gives back descriptors and mappings; nothing runs any more.
 func (m *Machine) release() error {
-	var err error
+	err := m.closeWindows()
 	for _, f := range m.funcs {
 		err = errors.Join(err, f.Close())
 	}

@@ -161,7 +161,7 @@ func TestBARPlacement(t *testing.T) {
 	}
 }
 
-// busMachine is a machine's buses with a real virtio disk, but no KVM.
+// busMachine is a machine's buses with a real virtio disk on each, but no KVM.
 func busMachine(t testing.TB) *Machine {
 	m := &Machine{done: make(chan struct{}), bus: newPCIBus(), rtc: newCMOS(fixedNow), log: slog.New(slog.DiscardHandler)}
 	m.changed.L = &m.mu
@@ -176,13 +176,17 @@ func busMachine(t testing.TB) *Machine {
 	m.ram = &ram{fd: -1, mem: mem}
 	m.cfg.Disks = []Disk{{Backend: zeroDisk(1 << 20)}}
 	m.host = func(int) pci.Host { return nullHost{} }
-	if err := m.createDevices(); err != nil {
-		t.Fatal(err)
+	m.window = func(int) (windowHost, error) { return nullWindow{}, nil }
+	for _, m.cfg.Transport = range []Transport{TransportPCI, TransportMMIO} {
+		if err := m.createDevices(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return m
 }
 
 func closeBusMachine(m *Machine) {
+	m.closeWindows()
 	for _, f := range m.funcs {
 		f.Close()
 	}
@@ -199,6 +203,11 @@ func (nullHost) NewMSI() (pci.MSI, error)                   { return nullMSI{}, 
 func (nullHost) BindDoorbell(uint64, *virtio.Event) error   { return io.EOF }
 func (nullHost) UnbindDoorbell(uint64, *virtio.Event) error { return nil }
 func (nullHost) SetINTx(bool)                               {}
+
+type nullWindow struct{}
+
+func (nullWindow) SetInterrupt(bool) {}
+func (nullWindow) Close() error      { return nil }
 
 type nullMSI struct{}
 
@@ -221,7 +230,7 @@ func FuzzBuses(f *testing.F) {
 			copy(p, b[6:12])
 			b = b[12:]
 			write := kind&1 != 0
-			switch kind >> 1 & 3 {
+			switch kind >> 1 & 7 {
 			case 0:
 				m.port(uint16(addr), p[:min(n, 4)], write)
 			case 1: // aim at the devices
@@ -231,12 +240,18 @@ func FuzzBuses(f *testing.F) {
 				m.mmio(addrPCIWindow+uint64(addr&0xffff), p[:n], write)
 			case 3:
 				m.mmio(addrECAM+uint64(addr&0x1ffff), p[:n], write)
+			case 4:
+				m.mmio(addrWindows+uint64(addr&0x1fff), p[:n], write)
 			}
 		}
 		var id [4]byte
 		m.mmio(addrECAM, id[:], false)
 		if binary.LittleEndian.Uint16(id[:]) != 0x1b36 {
 			t.Errorf("the host bridge reads % x", id)
+		}
+		m.mmio(addrWindows, id[:], false)
+		if string(id[:]) != "virt" {
+			t.Errorf("the first window reads % x", id)
 		}
 	})
 }

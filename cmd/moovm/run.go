@@ -32,6 +32,7 @@ type machineFlags struct {
 	timeout                         time.Duration
 	console                         string
 	accel                           string
+	virtio                          string
 	images                          imageFlags
 }
 
@@ -50,6 +51,7 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.DurationVar(&m.timeout, "timeout", 0, "stop the machine after `TIME`, such as 60s (exit status 124)")
 	f.StringVar(&m.console, "console", "", "write the serial console to `FILE` (- for standard output)")
 	f.StringVar(&m.accel, "accel", "auto", "auto, kvm or sandbox: where the machine runs")
+	f.StringVar(&m.virtio, "virtio", "pci", "pci or mmio: how disks and shares are attached to the machine")
 	m.images.register(f)
 }
 
@@ -59,6 +61,11 @@ func (m *machineFlags) check() error {
 	case "auto", "kvm", "sandbox":
 	default:
 		return fmt.Errorf("--accel %s: use auto, kvm or sandbox", m.accel)
+	}
+	switch m.virtio {
+	case "pci", "mmio":
+	default:
+		return fmt.Errorf("--virtio %s: use pci or mmio", m.virtio)
 	}
 	if m.base != "" && len(m.disks) > 0 {
 		// Both would want to be /dev/vda.
@@ -132,6 +139,9 @@ func (m *machineFlags) run(ctx context.Context, g *globals, args []string) (int,
 	c := guest.Config{
 		Memory: int64(m.memory), CPUs: m.cpus, Append: m.append, NoTree: m.noTree,
 		Version: version, Logger: g.logger(),
+	}
+	if m.virtio == "mmio" {
+		c.Transport = vmm.TransportMMIO
 	}
 	// Everything that can be wrong is looked at first, on this side of the
 	// sandbox. The disks stay locked while the sandbox works on them.

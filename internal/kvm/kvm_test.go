@@ -252,6 +252,43 @@ func TestIOEventFD(t *testing.T) {
 	}
 }
 
+// One register, an eventfd for each value: what matches none leaves the kernel.
+func TestIOEventFDMatch(t *testing.T) {
+	vm, v, _ := realMode(t, false,
+		0xb8, 0x00, 0xf0, // mov ax, 0xf000
+		0x8e, 0xd8, // mov ds, ax
+		0x66, 0xb8, 1, 0, 0, 0, 0x66, 0xa3, 0x00, 0x00, // mov eax, 1; mov [0xf0000], eax
+		0x66, 0x31, 0xc0, 0x66, 0xa3, 0x00, 0x00, // xor eax, eax; mov [0xf0000], eax
+		0xb0, 2, 0x66, 0xa3, 0x00, 0x00, // mov al, 2; mov [0xf0000], eax
+		0xf4)
+	fds := [2]int{eventfd(t), eventfd(t)}
+	for i, fd := range fds {
+		if err := vm.AssignIOEventFDMatch(fd, 0xf0000, uint32(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e := runGuest(t, v); e != ExitMMIO {
+		t.Fatalf("exit %v, want mmio for the value nobody waits for", e)
+	}
+	for i, fd := range fds {
+		if n := readEvent(t, fd); n != 1 {
+			t.Errorf("doorbell %d rang %d times, want 1", i, n)
+		}
+	}
+	if e := runGuest(t, v); e != ExitHLT {
+		t.Fatalf("exit %v, want hlt", e)
+	}
+	if err := vm.DeassignIOEventFDMatch(fds[1], 0xf0000, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.SetRegs(&Regs{RIP: 0x1000, RFLAGS: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if e := runGuest(t, v); e != ExitMMIO {
+		t.Errorf("exit %v after the doorbell was taken away, want mmio", e)
+	}
+}
+
 func TestIRQFDAndRouting(t *testing.T) {
 	vm, v, _ := realMode(t, true)
 	const gsi, vector = 40, 0x55

@@ -116,6 +116,26 @@ func (m *VM) DeassignIOEventFD(eventfd int, addr uint64) error {
 		ioctlPtr(m.fd, iow[ioeventfd](nrIOEventFD), &ioeventfd{addr: addr, fd: int32(eventfd), flags: deassign}))
 }
 
+// AssignIOEventFDMatch makes a 32-bit guest write of value at the
+// guest-physical address addr signal eventfd instead of leaving the kernel, so
+// that one register can have an eventfd for each value;
+// DeassignIOEventFDMatch undoes it (KVM_IOEVENTFD_FLAG_DATAMATCH).
+func (m *VM) AssignIOEventFDMatch(eventfd int, addr uint64, value uint32) error {
+	return m.ioEventFDMatch("KVM_IOEVENTFD", eventfd, addr, value, 0)
+}
+
+// DeassignIOEventFDMatch separates eventfd from value at addr.
+func (m *VM) DeassignIOEventFDMatch(eventfd int, addr uint64, value uint32) error {
+	const deassign = 1 << 2
+	return m.ioEventFDMatch("KVM_IOEVENTFD (deassign)", eventfd, addr, value, deassign)
+}
+
+func (m *VM) ioEventFDMatch(name string, eventfd int, addr uint64, value, flags uint32) error {
+	const datamatch = 1 << 0
+	return wrap(name, ioctlPtr(m.fd, iow[ioeventfd](nrIOEventFD),
+		&ioeventfd{datamatch: uint64(value), addr: addr, length: 4, fd: int32(eventfd), flags: datamatch | flags}))
+}
+
 // Clock is the guest's kvmclock in nanoseconds (KVM_GET_CLOCK); SetClock puts
 // it back, so that time does not pass while a machine is paused.
 func (m *VM) Clock() (uint64, error) {

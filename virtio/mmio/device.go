@@ -15,6 +15,9 @@ import (
 // Size is the number of bytes of the window.
 const Size = 0x1000
 
+// QueueNotify is the offset of the register whose writes a Binder routes.
+const QueueNotify = regQueueNotify
+
 // Offsets of the registers (section 4.2.2). All but the configuration space
 // are 32 bits wide and are accessed as such.
 const (
