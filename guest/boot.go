@@ -58,6 +58,10 @@ type Share struct {
 	// ReadOnly mounts it read-only. That a guest does not write is up to the
 	// Attacher.
 	ReadOnly bool
+	// Overlay lets the guest write, into its memory.
+	Overlay bool
+	// Options are added to the mount options, such as cache=loose.
+	Options string
 }
 
 // Config describes a guest.
@@ -68,8 +72,9 @@ type Config struct {
 	Modules *Modules
 	// LoadModules are further modules to load, by name.
 	LoadModules []string
-	// Init is the static program that is the guest's init: one that calls
-	// InitMain. Empty means the running program.
+	// Init is the program that is the guest's init: one that calls InitMain.
+	// Empty means the running program. Libraries it needs go along; a static
+	// program is better.
 	Init string
 	// Initrd is used instead of the initramfs that Boot builds, for kernels with
 	// an initrd of their own. The guest is then none of this package's:
@@ -89,6 +94,14 @@ type Config struct {
 	CPUs   int   // 0 means 1
 	Disks  []Disk
 	Shares []Share
+	// Root is the root file system instead of the first disk: a share, say.
+	Root *Root
+	// NoRoot stays in the initramfs although there are disks.
+	NoRoot bool
+	// Mounts are made before those of the Shares.
+	Mounts []Mount
+	// CorePattern is InitConfig.CorePattern.
+	CorePattern string
 	// NoTree leaves the metadata tree out.
 	NoTree bool
 	// RevealPaths lets the guest see paths of the host in the metadata tree.
@@ -474,7 +487,7 @@ func makePlan(cfg *Config) (plan, error) {
 			return plan{}, fmt.Errorf("init: %w", err)
 		}
 	}
-	archive := Initramfs{Init: init, Config: &p.init, Modules: modules, Files: cfg.Files}
+	archive := Initramfs{Init: init, Libraries: true, Config: &p.init, Modules: modules, Files: cfg.Files}
 	p.initrd, err = archive.Bytes()
 	return p, err
 }
@@ -509,11 +522,18 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 		Command:  cfg.Command,
 		Hostname: cfg.Hostname,
 		Init:     params.init,
+
+		CorePattern: cfg.CorePattern,
 	}
 	if cfg.Command != nil {
 		c.ControlShare = controlTag
 	}
-	if len(cfg.Disks) > 0 || params.root.Device != "" {
+	switch {
+	case cfg.NoRoot:
+	case cfg.Root != nil:
+		root := *cfg.Root
+		c.Root = &root
+	case len(cfg.Disks) > 0 || params.root.Device != "":
 		root := params.root
 		if root.Device == "" {
 			root.Device = "/dev/vda"
@@ -527,15 +547,16 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 		c.Mounts = append(c.Mounts, Mount{Source: TreeTag, Target: TreePath, Type: "9p",
 			Options: shareOptions + ",ro,nosuid,nodev,noexec,cache=none", Optional: true})
 	}
+	c.Mounts = append(c.Mounts, cfg.Mounts...)
 	for _, s := range cfg.Shares {
 		if s.Target == "" {
 			continue
 		}
-		options := shareOptions
-		if s.ReadOnly {
+		options := joinOptions(shareOptions, s.Options)
+		if s.ReadOnly || s.Overlay {
 			options += ",ro"
 		}
-		c.Mounts = append(c.Mounts, Mount{Source: s.Tag, Target: s.Target, Type: "9p", Options: options})
+		c.Mounts = append(c.Mounts, Mount{Source: s.Tag, Target: s.Target, Type: "9p", Options: options, Overlay: s.Overlay})
 	}
 	return c
 }
@@ -569,7 +590,8 @@ func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
 	if init.Root != nil && init.Root.Type != "" {
 		like = append(like, init.Root.Type, "fs-"+init.Root.Type)
 	}
-	if init.Root != nil && init.Root.Overlay {
+	overlaid := func(s Share) bool { return s.Overlay }
+	if init.Root != nil && init.Root.Overlay || slices.ContainsFunc(cfg.Shares, overlaid) {
 		need = append(need, "overlay")
 	}
 	share := []string{"9pnet_virtio", "9p"}

@@ -71,3 +71,11 @@ func parseBootParams(line string) bootParams {
 	}
 	return p
 }
+
+// joinOptions joins two lists of mount options.
+func joinOptions(a, b string) string {
+	if b == "" {
+		return a
+	}
+	return a + "," + b
+}

@@ -18,6 +18,10 @@ import (
 // the machine off. It returns only when the command could not be started.
 func (in *initProcess) runCommand(c Command) error {
 	in.prepareUserspace()
+	if in.cfg.CorePattern != "" {
+		_ = os.WriteFile("/proc/sys/kernel/core_pattern", []byte(in.cfg.CorePattern), 0)
+		_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
+	}
 	env := commandEnv(c.Env)
 	program, err := lookProgram(c.Args[0], envValue(env, "PATH"), c.Dir)
 	if err != nil {
@@ -55,9 +59,9 @@ func (in *initProcess) runCommand(c Command) error {
 // lacks is left out.
 func (in *initProcess) prepareUserspace() {
 	for _, m := range []Mount{
-		{"devpts", "/dev/pts", "devpts", "nosuid,noexec,mode=620,gid=5,ptmxmode=666", true},
-		{"tmpfs", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777", true},
-		{"cgroup2", "/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec", true},
+		{"devpts", "/dev/pts", "devpts", "nosuid,noexec,mode=620,gid=5,ptmxmode=666", true, false},
+		{"tmpfs", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777", true, false},
+		{"cgroup2", "/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec", true, false},
 	} {
 		_ = os.Mkdir(m.Target, 0o755)
 		_ = mountOne(m)
@@ -70,7 +74,7 @@ func (in *initProcess) prepareUserspace() {
 	_ = os.Mkdir("/tmp", 0o777)
 	_ = os.Chmod("/tmp", 0o777|os.ModeSticky)
 	if unix.Access("/tmp", unix.W_OK) != nil { // read-only disk
-		_ = mountOne(Mount{"tmpfs", "/tmp", "tmpfs", "nosuid,nodev,mode=1777", true})
+		_ = mountOne(Mount{"tmpfs", "/tmp", "tmpfs", "nosuid,nodev,mode=1777", true, false})
 	}
 	_ = os.MkdirAll("/root", 0o700)
 	loopbackUp()
@@ -137,7 +141,7 @@ type process struct {
 	pid      int
 	stdin    *os.File
 	stdout   *os.File
-	stderr   *os.File // nil with a terminal
+	stderr   *os.File // nil with a terminal, or when it is stdout
 	terminal bool
 }
 
@@ -153,6 +157,10 @@ func startCommand(c Command, program string, env []string) (*process, error) {
 	}
 	pipes := [3][2]*os.File{}
 	for i := range pipes {
+		if i == 2 && c.Merge {
+			pipes[2] = pipes[1]
+			break
+		}
 		r, w, err := os.Pipe()
 		if err != nil {
 			closeAll()
@@ -173,8 +181,12 @@ func startCommand(c Command, program string, env []string) (*process, error) {
 	}
 	pipes[0][0].Close()
 	pipes[1][1].Close()
-	pipes[2][1].Close()
-	return &process{pid: pid, stdin: pipes[0][1], stdout: pipes[1][0], stderr: pipes[2][0]}, nil
+	p := &process{pid: pid, stdin: pipes[0][1], stdout: pipes[1][0]}
+	if !c.Merge {
+		pipes[2][1].Close()
+		p.stderr = pipes[2][0]
+	}
+	return p, nil
 }
 
 func startOnTerminal(c Command, program string, env []string) (*process, error) {

@@ -15,6 +15,9 @@ type Mount struct {
 	Options string `json:"options,omitempty"` // comma separated, as for mount -o
 	// Optional mounts may fail; the host is told.
 	Optional bool `json:"optional,omitempty"`
+	// Overlay keeps what is changed in the guest's memory. The kernel needs its
+	// overlay module.
+	Overlay bool `json:"overlay,omitempty"`
 }
 
 // Root says what the root file system is, as the kernel parameters of the same
@@ -40,6 +43,9 @@ type Command struct {
 	// Terminal gives the command a pseudo terminal of its own; stdout and
 	// stderr then arrive as one stream.
 	Terminal bool `json:"terminal,omitempty"`
+	// Merge makes stderr the same pipe as stdout, so that what is written to
+	// both keeps its order. It arrives as stdout.
+	Merge bool `json:"merge,omitempty"`
 	// Rows and Columns are the terminal's size in characters.
 	Rows    uint16 `json:"rows,omitempty"`
 	Columns uint16 `json:"columns,omitempty"`
@@ -74,6 +80,9 @@ type InitConfig struct {
 	// is used instead of Control from when the modules are loaded, if the
 	// kernel has 9P.
 	ControlShare string `json:"control_share,omitempty"`
+	// CorePattern is where the memory of programs that crash is written, as in
+	// core(5); empty = nowhere in particular.
+	CorePattern string `json:"core_pattern,omitempty"`
 	// Hostname is set before anything runs; empty = leave it.
 	Hostname string `json:"hostname,omitempty"`
 }

@@ -8,11 +8,12 @@ import (
 )
 
 // IsInit says whether this process is the init of a moovm guest: PID 1, with a
-// configuration at ConfigPath. Programs that boot guests with themselves as
-// init call it first thing in main.
+// configuration at ConfigPath; or the agent that the init started from its own
+// file. Programs that boot guests with themselves as init call it first thing
+// in main.
 func IsInit() bool {
 	if os.Getpid() != 1 {
-		return false
+		return isAgent()
 	}
 	_, err := os.Stat(ConfigPath)
 	return err == nil

@@ -22,6 +22,9 @@ import (
 //	start ─▶ modules ─▶ root disk ─▶ mounts ─┬▶ exec the disk's init
 //	                                         └▶ command ─▶ status ─▶ unmount ─▶ power off
 func InitMain() {
+	if isAgent() {
+		agentMain()
+	}
 	in := &initProcess{}
 	defer func() {
 		if r := recover(); r != nil {
@@ -68,9 +71,9 @@ func (in *initProcess) steps() error {
 	// Whoever sends ctrl-alt-del or the like means the guest, not this process.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
 	for _, m := range []Mount{
-		{"proc", "/proc", "proc", "nosuid,nodev,noexec", false},
-		{"sysfs", "/sys", "sysfs", "nosuid,nodev,noexec", false},
-		{"devtmpfs", "/dev", "devtmpfs", "nosuid,mode=755", false},
+		{"proc", "/proc", "proc", "nosuid,nodev,noexec", false, false},
+		{"sysfs", "/sys", "sysfs", "nosuid,nodev,noexec", false, false},
+		{"devtmpfs", "/dev", "devtmpfs", "nosuid,mode=755", false, false},
 	} {
 		if err := mountOne(m); err != nil && !errors.Is(err, unix.EBUSY) {
 			return stage(FailMount, err)
@@ -393,12 +396,9 @@ func emptyInitramfs() {
 
 // mounts mounts /run and what the configuration lists.
 func (in *initProcess) mounts() error {
-	run := Mount{"tmpfs", "/run", "tmpfs", "nosuid,nodev,mode=755", true}
+	run := Mount{"tmpfs", "/run", "tmpfs", "nosuid,nodev,mode=755", true, false}
 	for _, m := range append([]Mount{run}, in.cfg.Mounts...) {
-		err := os.MkdirAll(m.Target, 0o755)
-		if err == nil {
-			err = mountOne(m)
-		}
+		err := mountAt(m)
 		if err != nil {
 			err = fmt.Errorf("%s is not mounted at %s: %w", m.Source, m.Target, err)
 			if !m.Optional {
@@ -408,6 +408,56 @@ func (in *initProcess) mounts() error {
 		}
 	}
 	return nil
+}
+
+// overlays is where the parts of overlaid mounts are, on the tmpfs of /run.
+const overlays = "/run/moovm-overlay"
+
+// mountAt mounts m where it belongs, and makes the place first.
+func mountAt(m Mount) error {
+	if err := makeMountPoint(m); err != nil {
+		return err
+	}
+	if !m.Overlay {
+		return mountOne(m)
+	}
+	if err := os.MkdirAll(overlays, 0o700); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(overlays, "")
+	if err != nil {
+		return err
+	}
+	for _, d := range []string{"/lower", "/upper", "/work"} {
+		if err := os.Mkdir(dir+d, 0o755); err != nil {
+			return err
+		}
+	}
+	lower := m
+	lower.Target, lower.Overlay = dir+"/lower", false
+	if err := mountOne(lower); err != nil {
+		return err
+	}
+	return mountOne(Mount{Source: "overlay", Target: m.Target, Type: "overlay",
+		Options: "lowerdir=" + dir + "/lower,upperdir=" + dir + "/upper,workdir=" + dir + "/work"})
+}
+
+// makeMountPoint makes the folder to mount on, or the file when a file is to
+// be bound there.
+func makeMountPoint(m Mount) error {
+	if flags, _ := parseMountOptions(m.Options); flags&unix.MS_BIND != 0 {
+		if st, err := os.Stat(m.Source); err == nil && !st.IsDir() {
+			if err := os.MkdirAll(filepath.Dir(m.Target), 0o755); err != nil {
+				return err
+			}
+			f, err := os.OpenFile(m.Target, os.O_CREATE|os.O_RDONLY, 0o755)
+			if err != nil {
+				return err
+			}
+			return f.Close()
+		}
+	}
+	return os.MkdirAll(m.Target, 0o755)
 }
 
 // inits are the programs tried as the disk's init, the kernel's own list.

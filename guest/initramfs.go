@@ -35,6 +35,9 @@ type Initramfs struct {
 	// Init is the host path of the static program that becomes /init. Empty
 	// leaves /init out (Files may have it).
 	Init string
+	// Libraries lets Init be a dynamic program: its loader and libraries are
+	// found on this machine and go along.
+	Libraries bool
 	// Config is written to ConfigPath, its Modules taken from the field below.
 	// nil leaves it out.
 	Config *InitConfig
@@ -90,7 +93,13 @@ func (a *Initramfs) write(c *archive) error {
 		{Name: "root", Mode: cpio.TypeDir | 0o700},
 	}
 	if a.Init != "" {
-		if err := checkStatic(a.Init); err != nil {
+		err := checkStatic(a.Init)
+		if a.Libraries && errors.Is(err, ErrNotStatic) {
+			var libraries []File
+			libraries, err = libraryFiles(a.Init)
+			files = append(files, libraries...)
+		}
+		if err != nil {
 			return err
 		}
 		files = append(files, File{Name: "init", Mode: 0o755, HostPath: a.Init})

@@ -58,13 +58,6 @@ func parseMountOptions(options string) (flags uintptr, data string) {
 	return flags, strings.Join(rest, ",")
 }
 
-func joinOptions(a, b string) string {
-	if b == "" {
-		return a
-	}
-	return a + "," + b
-}
-
 func mountOne(m Mount) error {
 	flags, data := parseMountOptions(m.Options)
 	if err := unix.Mount(m.Source, m.Target, m.Type, flags, data); err != nil {
