@@ -24,6 +24,7 @@ var hashSeed = maphash.MakeSeed()
 // model is what a disk may contain: the bytes as they are now, and for each sector every content it may have after a crash.
 type model struct {
 	now     []byte
+	before  []byte     // the same without the request under way, for tests that interrupt one; nil = none is
 	allowed [][]uint64 // hashes; the first is what was flushed
 }
 

@@ -117,6 +117,8 @@ func runKillTool(tool, img string, fs Options, w io.Writer) error {
 	case "create":
 		os.Remove(out)
 		return Create(out, CreateOptions{Backing: "base", FS: fs.FS})
+	case "pending":
+		return pendingChild(img, w)
 	case "write":
 		d, err := Open(img, fs)
 		if err != nil {

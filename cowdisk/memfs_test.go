@@ -194,6 +194,15 @@ func (m *memFS) killed() *memFS {
 	return c
 }
 
+// unlock takes the locks of a process that was killed away.
+func (m *memFS) unlock() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.nodes {
+		n.readers, n.writer = 0, false
+	}
+}
+
 func (m *memFS) put(name string, b []byte, mtime int64) {
 	n := m.node(mtime)
 	n.cur.write(b, 0)

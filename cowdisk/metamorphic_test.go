@@ -47,9 +47,16 @@ func TestMetamorphic(t *testing.T) {
 		}
 		img := "/d/" + backing
 		var d *Disk
+		var mem []byte
 		open := func() {
 			var err error
 			if d, err = Open(img, o); err != nil {
+				t.Fatal(err)
+			}
+			if mem == nil {
+				mem = make([]byte, d.PendingLen())
+			}
+			if err := d.SharePending(mem); err != nil {
 				t.Fatal(err)
 			}
 			if d.Size() != int64(len(model)) {
@@ -60,6 +67,7 @@ func TestMetamorphic(t *testing.T) {
 			if err := d.Close(); err != nil {
 				t.Fatal(err)
 			}
+			mem = nil
 		}
 		tools := func(name string, err error) {
 			if err != nil {
@@ -109,6 +117,7 @@ func TestMetamorphic(t *testing.T) {
 			},
 			"flush":  func(*rapid.T) { must(0, d.Flush()) },
 			"reopen": func(*rapid.T) { shut(); open() },
+			"die":    func(*rapid.T) { m.unlock(); open() }, // and be succeeded by another process with the same memory
 			"readv": func(*rapid.T) {
 				off, n := span()
 				p := make([]byte, n)
