@@ -1,0 +1,25 @@
+package confine
+
+import "errors"
+
+// Needs is what the process still has to open after it is confined.
+type Needs struct {
+	// Read are folders whose files may be read, Write those whose files may
+	// also be made, changed and removed.
+	Read, Write []string
+	// Sockets says that connections are taken on sockets that listen already,
+	// and messages with descriptors exchanged over them.
+	Sockets bool
+}
+
+// Result says what holds now.
+type Result struct {
+	// Landlock is the version of Landlock that is in force; 0 if the kernel has
+	// none.
+	Landlock int
+	// Seccomp says whether the filter of system calls is in force.
+	Seccomp bool
+}
+
+// ErrUnsupported says that the system has no means to confine a process.
+var ErrUnsupported = errors.New("this system cannot confine a process")

@@ -1,0 +1,145 @@
+package confine
+
+import (
+	"fmt"
+	"time"
+
+	seccomp "github.com/elastic/go-seccomp-bpf"
+	"github.com/landlock-lsm/go-landlock/landlock"
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"golang.org/x/sys/unix"
+)
+
+// Apply confines the process, all its threads and those to come, for good. A
+// mechanism that the kernel lacks is left out, as the Result says; a folder
+// that does not exist or a mechanism that fails is an error, after which the
+// process may be confined in part. Without any mechanism the error is
+// ErrUnsupported.
+func Apply(n Needs) (Result, error) {
+	var r Result
+	// What the runtime would open later.
+	time.Now().Zone()
+
+	var err error
+	if r.Landlock, err = restrictFiles(n); err != nil {
+		return r, err
+	}
+	if seccomp.Supported() {
+		f := filter(n)
+		if err := seccomp.LoadFilter(f); err != nil {
+			return r, fmt.Errorf("confine: %w", err)
+		}
+		r.Seccomp = true
+	}
+	if r == (Result{}) {
+		return r, ErrUnsupported
+	}
+	return r, nil
+}
+
+// Rights in folders. To execute is none of them.
+const (
+	rightsRead  = ll.AccessFSReadFile | ll.AccessFSReadDir
+	rightsWrite = rightsRead | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSRemoveDir | ll.AccessFSRemoveFile |
+		ll.AccessFSMakeDir | ll.AccessFSMakeReg | ll.AccessFSMakeSym | ll.AccessFSMakeFifo | ll.AccessFSMakeSock
+)
+
+// restrictFiles puts Landlock in force and returns its version.
+func restrictFiles(n Needs) (int, error) {
+	version, err := ll.LandlockGetABIVersion()
+	if err != nil || version <= 0 {
+		// ENOSYS: not in the kernel; EOPNOTSUPP: switched off at boot.
+		return 0, nil
+	}
+	write := landlock.AccessFSSet(rightsWrite)
+	if version >= 2 {
+		write |= ll.AccessFSRefer // rename and link between folders
+	}
+	var rules []landlock.Rule
+	if len(n.Read) > 0 {
+		rules = append(rules, landlock.PathAccess(rightsRead, n.Read...))
+	}
+	if len(n.Write) > 0 {
+		rules = append(rules, landlock.PathAccess(write, n.Write...))
+	}
+	// V5 and not later: scoped signals (V6) would stop the threads from
+	// signalling each other on kernels before 6.15.
+	if err := landlock.V5.BestEffort().Restrict(rules...); err != nil {
+		return 0, fmt.Errorf("confine: Landlock: %w", err)
+	}
+	return version, nil
+}
+
+// filter is the seccomp filter: a list of what is allowed.
+func filter(n Needs) seccomp.Filter {
+	names := []string{
+		// Descriptors that are open.
+		"read", "write", "pread64", "pwrite64", "readv", "writev", "preadv", "pwritev", "preadv2", "pwritev2",
+		"lseek", "close", "dup", "dup3", "fcntl", "fstat", "fstatfs", "fsync", "fdatasync", "sync_file_range", "fallocate", "ftruncate",
+		"flock", "fadvise64", "copy_file_range", "splice", "sendfile",
+		"poll", "ppoll", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "eventfd2", "pipe2",
+		// Memory, but for what makes it executable.
+		"munmap", "mremap", "madvise", "brk", "mincore",
+		// Threads, signals and time.
+		"futex", "set_robust_list", "rseq", "sigaltstack", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
+		"sched_yield", "sched_getaffinity", "gettid", "getpid", "exit", "exit_group", "restart_syscall",
+		"nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres", "gettimeofday",
+		"getrandom", "getuid", "geteuid", "getgid", "getegid", "umask", "uname",
+	}
+	if n.Sockets {
+		names = append(names, "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
+			"recvfrom", "recvmsg", "sendto", "sendmsg")
+	}
+	if len(n.Read)+len(n.Write) > 0 {
+		// Landlock decides where.
+		names = append(names, "open", "openat", "openat2", "stat", "lstat", "newfstatat", "statx", "statfs", "getdents64",
+			"readlink", "readlinkat", "access", "faccessat", "faccessat2",
+			"getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr")
+	}
+	if len(n.Write) > 0 {
+		names = append(names, "mkdirat", "mknodat", "unlink", "unlinkat", "linkat", "symlinkat", "renameat", "renameat2", "truncate",
+			"chmod", "fchmod", "fchmodat", "fchown", "fchownat", "lchown", "utimensat")
+	}
+	const executable = unix.PROT_EXEC
+	conditional := []seccomp.NameWithConditions{
+		{Name: "mmap", Conditions: seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsNotSet, Value: executable}}},
+		{Name: "mprotect", Conditions: seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsNotSet, Value: executable}}},
+		// Threads, no processes.
+		{Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: unix.CLONE_THREAD}}},
+		// Signals to threads of this process only.
+		{Name: "tgkill", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.Equal, Value: uint64(unix.Getpid())}}},
+		kvmRequests(),
+	}
+	for _, request := range []uint64{unix.TCGETS, unix.TCSETS, unix.TCSETSW, unix.TCSETSF, unix.TIOCGWINSZ} {
+		conditional = append(conditional, seccomp.NameWithConditions{Name: "ioctl",
+			Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: request}}})
+	}
+	return seccomp.Filter{
+		NoNewPrivs: true,
+		Flag:       seccomp.FilterFlagTSync,
+		Policy: seccomp.Policy{
+			DefaultAction: seccomp.ActionErrno,
+			Syscalls: []seccomp.SyscallGroup{
+				{Action: seccomp.ActionAllow, Names: names, NamesWithCondtions: conditional},
+				// A filter cannot look into clone3's arguments; a C library falls
+				// back to clone when it is told that there is none.
+				{Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS), Names: []string{"clone3"}},
+			},
+		},
+	}
+}
+
+// kvmRequests matches the ioctls of KVM: those whose type, the second byte, is
+// 0xae.
+func kvmRequests() seccomp.NameWithConditions {
+	const kvmType = 0xae
+	c := seccomp.NameWithConditions{Name: "ioctl"}
+	for bit := uint64(1); bit <= 0x80; bit <<= 1 {
+		op := seccomp.BitsNotSet
+		if kvmType&bit != 0 {
+			op = seccomp.BitsSet
+		}
+		c.Conditions = append(c.Conditions, seccomp.Condition{Argument: 1, Operation: op, Value: bit << 8})
+	}
+	return c
+}

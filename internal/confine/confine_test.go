@@ -1,0 +1,248 @@
+//go:build linux && amd64
+
+package confine_test
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/moovm/moovm/internal/confine"
+)
+
+// A process cannot be let go again, so each test confines a child: this test
+// binary, told by the environment what to do.
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("CONFINE_CHILD"); dir != "" {
+		child(dir)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// child confines itself and says how its attempts went, "NAME: ERROR" a line.
+func child(dir string) {
+	try := func(name string, err error) {
+		if err == nil {
+			fmt.Println(name + ": done")
+		} else {
+			fmt.Println(name+":", strings.ReplaceAll(err.Error(), "\n", " "))
+		}
+	}
+	open, err := os.OpenFile(filepath.Join(dir, "elsewhere"), os.O_RDWR, 0)
+	try("before", err)
+	listener, err := net.Listen("unix", filepath.Join(dir, "socket"))
+	try("listen", err)
+
+	// A thread from before, inside a system call while Apply runs.
+	old := make(chan func())
+	ready := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		close(ready)
+		for f := range old {
+			f()
+		}
+	}()
+	<-ready
+
+	var n confine.Needs
+	if os.Getenv("CONFINE_NEEDS") != "" {
+		n = confine.Needs{Read: []string{filepath.Join(dir, "ro")}, Write: []string{filepath.Join(dir, "rw")}, Sockets: true}
+	}
+	r, err := confine.Apply(n)
+	try("apply", err)
+	fmt.Printf("result: landlock=%v seccomp=%v\n", r.Landlock > 0, r.Seccomp)
+
+	var wg sync.WaitGroup
+	wg.Add(1)
+	old <- func() { defer wg.Done(); attacks("old thread ", try) }
+	wg.Wait()
+	close(old)
+	attacks("", try)
+	wg.Go(func() {
+		runtime.LockOSThread() // never unlocked: a thread of its own that ends
+		attacks("new thread ", try)
+	})
+	wg.Wait()
+
+	// What must go on working: open files, memory, threads, time.
+	_, err = open.WriteAt([]byte("x"), 0)
+	try("open file", errors.Join(err, open.Sync()))
+	for range 30 {
+		wg.Go(func() {
+			runtime.LockOSThread()
+			b := make([]byte, 4<<20)
+			b[len(b)-1] = 1
+			time.Sleep(time.Millisecond)
+		})
+	}
+	wg.Wait()
+	runtime.GC()
+	try("threads", nil)
+
+	_, err = os.ReadFile(filepath.Join(dir, "ro", "file"))
+	try("read ro", err)
+	try("write ro", os.WriteFile(filepath.Join(dir, "ro", "file"), nil, 0o666))
+	try("remove ro", os.Remove(filepath.Join(dir, "ro", "file")))
+	try("write rw", os.WriteFile(filepath.Join(dir, "rw", "new"), []byte("new"), 0o666))
+	try("mkdir rw", os.Mkdir(filepath.Join(dir, "rw", "d"), 0o777))
+	try("rename rw", os.Rename(filepath.Join(dir, "rw", "new"), filepath.Join(dir, "rw", "d", "moved")))
+	try("write elsewhere", os.WriteFile(filepath.Join(dir, "elsewhere"), nil, 0o666))
+	if os.Getenv("CONFINE_NEEDS") != "" {
+		c, err := listener.Accept()
+		try("accept", err)
+		line, err := bufio.NewReader(c).ReadString('\n')
+		try("message "+strings.TrimSpace(line), err)
+	}
+}
+
+// attacks tries what somebody who took the process over would.
+func attacks(who string, try func(string, error)) {
+	_, err := os.Open("/etc/shadow")
+	try(who+"shadow", err)
+	_, err = os.Open("/proc/self/mem")
+	try(who+"memory file", err)
+	try(who+"exec", exec.Command("/bin/true").Run())
+	try(who+"execve", unix.Exec("/bin/true", []string{"true"}, nil))
+	_, err = net.Dial("tcp", "127.0.0.1:1")
+	try(who+"connect", err)
+	for name, s := range map[string][2]int{"unix": {unix.AF_UNIX, unix.SOCK_STREAM}, "udp": {unix.AF_INET, unix.SOCK_DGRAM}, "netlink": {unix.AF_NETLINK, unix.SOCK_RAW}} {
+		_, err = unix.Socket(s[0], s[1], 0)
+		try(who+"socket "+name, err)
+	}
+	try(who+"signal", unix.Kill(os.Getppid(), 0))
+	try(who+"trace", unix.PtraceAttach(os.Getppid()))
+	try(who+"mount", unix.Mount("none", "/mnt", "tmpfs", 0, ""))
+	_, err = unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_ANON|unix.MAP_PRIVATE)
+	try(who+"executable memory", err)
+	try(who+"terminal input", unix.IoctlSetPointerInt(0, unix.TIOCSTI, 'x'))
+	_, _, errno := unix.RawSyscall(unix.SYS_FORK, 0, 0, 0)
+	try(who+"fork", noError(errno))
+	try(who+"namespace", unix.Unshare(unix.CLONE_NEWUSER))
+}
+
+func noError(errno unix.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
+}
+
+// runChild returns what the child said, by name.
+func runChild(t *testing.T, env ...string) map[string]string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, d := range []string{"ro", "rw"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"ro/file", "elsewhere"} {
+		if err := os.WriteFile(filepath.Join(dir, f), []byte("text"), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), env...), "CONFINE_CHILD="+dir)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 1000 { // until it listens
+			if c, err := net.Dial("unix", filepath.Join(dir, "socket")); err == nil {
+				fmt.Fprintln(c, "hello")
+				c.Close()
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	<-done
+	said := map[string]string{}
+	for _, line := range strings.Split(out.String(), "\n") {
+		if name, rest, ok := strings.Cut(line, ": "); ok {
+			said[name] = rest
+		}
+	}
+	if said["apply"] == confine.ErrUnsupported.Error() {
+		t.Skip("needs a kernel with seccomp filters (CONFIG_SECCOMP_FILTER) or Landlock (CONFIG_SECURITY_LANDLOCK)")
+	}
+	if said["result"] != "landlock=true seccomp=true" {
+		t.Skipf("needs a kernel with Landlock and seccomp filters; this one: %s", said["result"])
+	}
+	for name, want := range map[string]string{"before": "done", "listen": "done", "apply": "done", "open file": "done", "threads": "done"} {
+		if said[name] != want {
+			t.Errorf("%s: %s", name, said[name])
+		}
+	}
+	return said
+}
+
+// wantRefused fails for every attack that was not refused for lack of
+// permission.
+func wantRefused(t *testing.T, said map[string]string, names ...string) {
+	t.Helper()
+	for _, n := range names {
+		if s := said[n]; !strings.HasSuffix(s, unix.EPERM.Error()) && !strings.HasSuffix(s, unix.EACCES.Error()) {
+			t.Errorf("%s: %q, want it refused", n, s)
+		}
+	}
+}
+
+func attackNames() (names []string) {
+	for _, who := range []string{"", "old thread ", "new thread "} {
+		for _, a := range []string{"shadow", "memory file", "exec", "execve", "connect", "socket unix", "socket udp", "socket netlink",
+			"signal", "trace", "mount", "executable memory", "terminal input", "fork", "namespace"} {
+			names = append(names, who+a)
+		}
+	}
+	return names
+}
+
+func TestNothingNeeded(t *testing.T) {
+	said := runChild(t)
+	wantRefused(t, said, attackNames()...)
+	wantRefused(t, said, "read ro", "write ro", "remove ro", "write rw", "mkdir rw", "write elsewhere")
+}
+
+func TestFoldersAndSockets(t *testing.T) {
+	said := runChild(t, "CONFINE_NEEDS=1")
+	wantRefused(t, said, attackNames()...)
+	wantRefused(t, said, "write ro", "remove ro", "write elsewhere")
+	for _, name := range []string{"read ro", "write rw", "mkdir rw", "rename rw", "accept", "message hello"} {
+		if said[name] != "done" {
+			t.Errorf("%s: %q", name, said[name])
+		}
+	}
+}
+
+// Confining is for good, so this is not run.
+func ExampleApply() {
+	r, err := confine.Apply(confine.Needs{Read: []string{"/srv/share"}})
+	if err != nil && !errors.Is(err, confine.ErrUnsupported) {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("Landlock version", r.Landlock, "system call filter", r.Seccomp)
+}
