@@ -5,6 +5,7 @@ package confine_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -130,7 +131,10 @@ func attacks(who string, try func(string, error)) {
 	_, err = unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_ANON|unix.MAP_PRIVATE)
 	try(who+"executable memory", err)
 	try(who+"terminal input", unix.IoctlSetPointerInt(0, unix.TIOCSTI, 'x'))
-	_, _, errno := unix.RawSyscall(unix.SYS_FORK, 0, 0, 0)
+	pid, _, errno := unix.RawSyscall(unix.SYS_FORK, 0, 0, 0)
+	if pid == 0 && errno == 0 {
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
 	try(who+"fork", noError(errno))
 	try(who+"namespace", unix.Unshare(unix.CLONE_NEWUSER))
 }
@@ -156,7 +160,9 @@ func runChild(t *testing.T, env ...string) map[string]string {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command(os.Args[0])
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(append(os.Environ(), env...), "CONFINE_CHILD="+dir)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
