@@ -8,7 +8,8 @@ import "io"
 // not be kept.
 //
 // A Backend may also have any of the methods of Discarder, ZeroWriter,
-// VectorReader, VectorWriter and Serialer; the device uses what it finds.
+// VectorReader, VectorWriter, Serialer and PendingSharer; the device uses what
+// it finds.
 type Backend interface {
 	io.ReaderAt
 	io.WriterAt
@@ -45,6 +46,18 @@ type Serialer interface {
 	Serial() string
 }
 
+// PendingSharer is a Backend that keeps in memory what it must not forget about
+// completed writes before a flush has made it durable. It can keep that in
+// shared memory that somebody else holds, so that it outlives this process.
+type PendingSharer interface {
+	// PendingLen is the number of bytes it needs; 0: nothing to share.
+	PendingLen() int64
+	// SharePending says where: PendingLen bytes, all zero when they are
+	// fresh, else those of an earlier process, to be taken over. After
+	// SharePending(nil) or an error the old ones are not used any more.
+	SharePending(mem []byte) error
+}
+
 // capabilities is a Backend with its optional methods looked up once.
 type capabilities struct {
 	Backend
@@ -52,6 +65,7 @@ type capabilities struct {
 	zeroes  ZeroWriter
 	readv   VectorReader
 	writev  VectorWriter
+	pending PendingSharer
 }
 
 func lookup(b Backend) capabilities {
@@ -60,6 +74,7 @@ func lookup(b Backend) capabilities {
 	c.zeroes, _ = b.(ZeroWriter)
 	c.readv, _ = b.(VectorReader)
 	c.writev, _ = b.(VectorWriter)
+	c.pending, _ = b.(PendingSharer)
 	return c
 }
 

@@ -237,6 +237,24 @@ func (d *Device) Resized() error {
 	return nil
 }
 
+// PendingLen and SharePending are the backend's (PendingSharer), for a
+// transport whose driver outlives this process: virtio/vhostuser uses them. A
+// backend that keeps nothing to itself needs no memory.
+func (d *Device) PendingLen() int64 {
+	if d.backend.pending == nil {
+		return 0
+	}
+	return d.backend.pending.PendingLen()
+}
+
+// SharePending is described at PendingLen.
+func (d *Device) SharePending(mem []byte) error {
+	if d.backend.pending == nil {
+		return nil
+	}
+	return d.backend.pending.SharePending(mem)
+}
+
 // warn logs the first backend error loudly and the rest in a whisper: a guest
 // that hits a bad disk retries a lot.
 func (d *Device) warn(op string, sector uint64, n int, err error) {

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -236,20 +235,6 @@ func drive(b *testing.B, d *virtiotest.Driver, slots []slot, n, queues int, next
 			}
 			runtime.Gosched()
 		}
-	}
-}
-
-func dial(b *testing.B, sock string) *net.UnixConn {
-	b.Helper()
-	for n := 0; ; n++ {
-		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: sock, Net: "unix"})
-		if err == nil {
-			return c
-		}
-		if n > 1000 {
-			b.Fatal(err)
-		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -15,7 +15,9 @@ import (
 
 // Layout of the in-flight region of a split queue: a header and an entry for
 // each descriptor. It is memory shared with the front-end, which hands it to
-// the next back-end when this one dies.
+// the next back-end when this one dies. Behind all queues, from a page boundary
+// on, there is room for what the device itself must not forget (pendingSharer);
+// the front-end knows the size of the whole and not what is in it.
 const (
 	inflightHeader = 16 // features 8, version 2, desc_num 2, last_batch_head 2, used_idx 2
 	inflightEntry  = 16 // inflight 1, padding 5, next 2, counter 8
@@ -35,43 +37,60 @@ func inflightQueueSize(entries uint16) uint64 {
 type inflight struct {
 	mapping []byte
 	queues  [][]byte
+	pending []byte // nil if there is no room for it
 }
 
-// newInflight makes a region; fd is for the front-end and the caller's.
-func newInflight(queues int, entries uint16) (in *inflight, fd int, size uint64, err error) {
+// pendingStart is where the part of the device begins.
+func pendingStart(queues int, entries uint16) uint64 {
+	return (uint64(queues)*inflightQueueSize(entries) + 0xfff) &^ 0xfff
+}
+
+// newInflight makes a region, with pending bytes for the device; fd is for the
+// front-end and the caller's.
+func newInflight(queues int, entries uint16, pending uint64) (fd int, size uint64, err error) {
 	size = uint64(queues) * inflightQueueSize(entries)
+	if pending > 0 {
+		size = pendingStart(queues, entries) + pending
+	}
 	fd, err = unix.MemfdCreate("virtio-inflight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
-		return nil, -1, 0, fmt.Errorf("memfd for requests in flight: %w", err)
+		return -1, 0, fmt.Errorf("memfd for requests in flight: %w", err)
 	}
 	if err = unix.Ftruncate(fd, int64(size)); err == nil {
 		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
 	}
-	if err == nil {
-		in, err = openInflight(fd, 0, size, queues, entries)
-	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, -1, 0, err
+		return -1, 0, fmt.Errorf("memfd for requests in flight: %w", err)
 	}
-	return in, fd, size, nil
+	return fd, size, nil
 }
 
 // openInflight maps a region; fd stays the caller's.
-func openInflight(fd int, off, size uint64, queues int, entries uint16) (*inflight, error) {
+func openInflight(fd int, off, size uint64, queues int, entries uint16, pending uint64) (*inflight, error) {
 	per := inflightQueueSize(entries)
 	var st unix.Stat_t
 	switch err := unix.Fstat(fd, &st); {
 	case err != nil:
 		return nil, err
-	case off%4096 != 0 || off > 1<<40 || size > 1<<30 || size < uint64(queues)*per || off+size > uint64(st.Size):
+	case off%4096 != 0 || off > 1<<40 || size > 1<<40 || size < uint64(queues)*per || off+size > uint64(st.Size):
 		return nil, fmt.Errorf("region for requests in flight: %d bytes at %d do not hold %d queues of %d", size, off, queues, entries)
 	}
-	m, err := unix.Mmap(fd, int64(off), int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	// What the device keeps there it uses with its locks held: memory that can
+	// vanish is not for that.
+	n, start := uint64(queues)*per, pendingStart(queues, entries)
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if pending > 0 && size >= start+pending && err == nil && seals&unix.F_SEAL_SHRINK != 0 {
+		n = start + pending
+	}
+	m, err := unix.Mmap(fd, int64(off), int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("mapping the region for requests in flight: %w", err)
 	}
 	in := &inflight{mapping: m}
+	if n > start {
+		in.pending = m[start:n:n]
+	}
 	for i := range queues {
 		in.queues = append(in.queues, m[uint64(i)*per:][:per:per])
 	}
@@ -81,7 +100,7 @@ func openInflight(fd int, off, size uint64, queues int, entries uint16) (*inflig
 func (in *inflight) close() {
 	if in != nil && in.mapping != nil {
 		unix.Munmap(in.mapping)
-		in.mapping, in.queues = nil, nil
+		in.mapping, in.queues, in.pending = nil, nil, nil
 	}
 }
 

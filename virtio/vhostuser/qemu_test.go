@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,10 +13,122 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moovm/moovm/cowdisk"
-	"github.com/moovm/moovm/virtio/vhostuser"
 	"github.com/moovm/moovm/virtioblk"
 )
+
+// qemu is a running QEMU with nothing but a serial port and our disks.
+type qemu struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	in     io.WriteCloser // what is typed on the serial port
+	out    lockedBuffer   // what it prints
+	stderr bytes.Buffer
+	ended  chan struct{}
+}
+
+// vhostDisk are the arguments for a disk with a server at sock; QEMU connects
+// again when the server is gone.
+func vhostDisk(sock, options string) []string {
+	id := fmt.Sprintf("c%x", []byte(filepath.Base(filepath.Dir(sock))+filepath.Base(sock)))
+	return []string{"-chardev", "socket,id=" + id + ",reconnect=1,path=" + sock, "-device", "vhost-user-blk-pci,chardev=" + id + options}
+}
+
+// startQEMU starts a machine by software emulation, with so many MiB of memory
+// that it shares with the servers. It is killed at the end of the test, or
+// after limit.
+func startQEMU(t *testing.T, machine string, memory int, limit time.Duration, args ...string) *qemu {
+	t.Helper()
+	path, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		t.Skip("qemu-system-x86_64 is missing: apt-get install qemu-system-x86")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	q := &qemu{t: t, ended: make(chan struct{})}
+	q.cmd = exec.CommandContext(ctx, path, append([]string{"-accel", "tcg,thread=multi", "-cpu", "max", "-display", "none", "-nodefaults", "-no-reboot",
+		"-m", fmt.Sprint(memory), "-object", fmt.Sprintf("memory-backend-memfd,id=m,size=%dM,share=on", memory), "-machine", machine + ",memory-backend=m",
+		"-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"}, args...)...)
+	q.cmd.Stdout, q.cmd.Stderr = &q.out, &q.stderr
+	if q.in, err = q.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { defer close(q.ended); q.cmd.Wait() }()
+	t.Cleanup(func() {
+		cancel()
+		<-q.ended
+		if t.Failed() {
+			t.Logf("%v\n%s\n%s", q.cmd.ProcessState, q.out.String(), q.stderr.String())
+		}
+	})
+	return q
+}
+
+// says waits until the machine has printed text, after what was waited for
+// before; false if it ended first.
+func (q *qemu) says(text string) bool {
+	for {
+		ended := false
+		select {
+		case <-q.ended:
+			ended = true
+		case <-time.After(10 * time.Millisecond):
+		}
+		if strings.Contains(q.out.String(), text) {
+			return true
+		}
+		if ended {
+			return false
+		}
+	}
+}
+
+// expect is says, or the end of the test.
+func (q *qemu) expect(text string) {
+	q.t.Helper()
+	if !q.says(text) {
+		q.t.Fatalf("the machine ended before it said %q", text)
+	}
+}
+
+// killing kills a server every so often, at most n times, until the machine
+// ends.
+func (q *qemu) killing(d *daemon, every time.Duration, n int) {
+	for {
+		select {
+		case <-q.ended:
+			return
+		case <-time.After(every):
+			if d.kills < n {
+				d.kill()
+			}
+		}
+	}
+}
+
+// bootDisk writes a disk of 1 MiB with a boot sector.
+func bootDisk(t *testing.T, path, sector string) []byte {
+	t.Helper()
+	disk := make([]byte, 1<<20)
+	code, err := hex.DecodeString(sector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(disk, code)
+	copy(disk[510:], "\x55\xaa")
+	for i := range 4096 {
+		disk[512+i] = byte(i*7 + i/256)
+	}
+	if err := os.WriteFile(path, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
+
+// debugExit is QEMU's exit status after the boot sectors' last instruction:
+// twice the value plus one.
+const debugExit = 33
 
 // bootSector is a 16-bit program: through the BIOS (INT 13h) it reads 8 sectors
 // from sector 1 on, inverts every byte and writes them to sector 16; then it
@@ -36,141 +150,50 @@ const verifySector = "fa31c08ed88ec08ed0bc007cfb8816dc7cbeaf7ce87c00c706dd7c0000
 	"0d0a0077726f6e6720646174610d0a00492f4f206572726f720d0a00000000"
 
 // The server is killed with SIGKILL again and again while a guest writes and
-// reads back, and started again: the guest notices nothing.
+// reads back, and started again: the guest notices nothing. With an overlay, no
+// write that had completed is lost although none was flushed.
 func TestQEMUServerKilled(t *testing.T) {
 	if testing.Short() || os.Getenv("MOOVM_TEST_LONG") == "" {
 		t.Skip("takes 10 seconds: set MOOVM_TEST_LONG=1")
 	}
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		t.Skip("qemu-system-x86_64 is missing: apt-get install qemu-system-x86")
-	}
-	dir := t.TempDir()
-	disk := make([]byte, 1<<20)
-	code, err := hex.DecodeString(verifySector)
-	if err != nil {
-		t.Fatal(err)
-	}
-	copy(disk, code)
-	copy(disk[510:], "\x55\xaa")
-	img, sock := filepath.Join(dir, "disk"), filepath.Join(dir, "s")
-	if err := os.WriteFile(img, disk, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	start := func() *exec.Cmd {
-		p := serverProcess(t, "raw", img, sock, 1)
-		if err := p.Start(); err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	p := start()
-	defer func() {
-		p.Process.Kill()
-		p.Wait()
-	}()
-	for n := 0; ; n++ { // QEMU wants it to be there
-		if _, err := os.Stat(sock); err == nil {
-			break
-		}
-		if n == 1000 {
-			t.Fatal("no server")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	defer cancel()
-	var out, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-m", "64", "-display", "none", "-nodefaults", "-no-reboot",
-		"-object", "memory-backend-memfd,id=m,size=64M,share=on", "-machine", "pc,memory-backend=m",
-		"-chardev", "socket,id=c,reconnect=1,path="+sock, "-device", "vhost-user-blk-pci,chardev=c,bootindex=0",
-		"-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1")
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { defer close(ended); cmd.Wait() }()
-	kills := 0
-	for running := true; running; {
-		select {
-		case <-ended:
-			running = false
-		case <-time.After(1500 * time.Millisecond): // QEMU comes back after a second
-			if kills < 4 {
-				p.Process.Kill()
-				p.Wait()
-				p = start()
-				kills++
+	for _, kind := range []string{"raw", "cow"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			img := filepath.Join(dir, "disk")
+			bootDisk(t, img, verifySector)
+			if kind == "cow" {
+				overlayOn(t, dir, img).Close()
+				img = filepath.Join(dir, "overlay.cow")
 			}
-		}
+			d := startDaemon(t, kind, img, 1)
+			q := startQEMU(t, "pc", 64, 90*time.Second, vhostDisk(d.sock, ",bootindex=0")...)
+			q.killing(d, 1500*time.Millisecond, 4) // QEMU comes back after a second
+			if q.cmd.ProcessState.ExitCode() != debugExit || !strings.Contains(q.out.String(), "verify ok") {
+				t.Errorf("the guest failed after %d kills", d.kills)
+			}
+			if d.kills == 0 {
+				t.Error("the guest was done before the first kill")
+			}
+			t.Logf("%d kills", d.kills)
+		})
 	}
-	if cmd.ProcessState.ExitCode() != 33 || !strings.Contains(out.String(), "verify ok") {
-		t.Fatalf("%v after %d kills\n%s\n%s", cmd.ProcessState, kills, out.String(), stderr.String())
-	}
-	if kills == 0 {
-		t.Error("the guest was done before the first kill")
-	}
-	t.Logf("%d kills", kills)
 }
 
 // QEMU and its SeaBIOS, which nobody here wrote, boot from our disk, read and
 // write it.
 func TestQEMUBoots(t *testing.T) {
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		t.Skip("qemu-system-x86_64 is missing: apt-get install qemu-system-x86")
-	}
 	dir := t.TempDir()
-	disk := make([]byte, 1<<20)
-	code, err := hex.DecodeString(bootSector)
-	if err != nil {
-		t.Fatal(err)
-	}
-	copy(disk, code)
-	copy(disk[510:], "\x55\xaa")
-	for i := range 4096 {
-		disk[512+i] = byte(i*7 + i/256)
-	}
-	base, img := filepath.Join(dir, "base"), filepath.Join(dir, "image.cow")
-	if err := os.WriteFile(base, disk, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := cowdisk.Create(img, cowdisk.CreateOptions{Backing: "base"}); err != nil {
-		t.Fatal(err)
-	}
-	cow, err := cowdisk.Open(img, cowdisk.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cow.Close()
+	base := filepath.Join(dir, "base")
+	disk := bootDisk(t, base, bootSector)
+	cow := overlayOn(t, dir, base)
 	dev := blkDevice(t, virtioblk.Config{Backend: cow, Queues: 2, QueueSize: 256})
 	sock := filepath.Join(dir, "s")
-	l, err := vhostuser.Listen(sock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- vhostuser.Serve(ctx, l, dev, vhostuser.Options{}) }()
-	defer func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	}()
-	qctx, qcancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer qcancel()
-	cmd := exec.CommandContext(qctx, qemu, "-accel", "tcg", "-m", "64", "-display", "none", "-nodefaults", "-no-reboot",
-		"-object", "memory-backend-memfd,id=m,size=64M,share=on", "-machine", "pc,memory-backend=m",
-		"-chardev", "socket,id=c,path="+sock, "-device", "vhost-user-blk-pci,chardev=c,num-queues=2,queue-size=256,bootindex=0",
-		"-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1")
-	var out, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	err = cmd.Run()
-	// isa-debug-exit ends with twice the value plus one.
-	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 33 || !strings.Contains(out.String(), "moovm: boot ok") {
-		t.Fatalf("QEMU: %v\n%s\n%s", err, out.String(), stderr.String())
+	serveHere(t, sock, dev)
+	q := startQEMU(t, "pc", 64, 60*time.Second, vhostDisk(sock, ",num-queues=2,queue-size=256,bootindex=0")...)
+	<-q.ended
+	if q.cmd.ProcessState.ExitCode() != debugExit || !strings.Contains(q.out.String(), "moovm: boot ok") {
+		t.Fatal("the guest failed")
 	}
 	got := make([]byte, 4096)
 	if _, err := cow.ReadAt(got, 16*512); err != nil {

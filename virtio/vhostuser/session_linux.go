@@ -37,6 +37,7 @@ type session struct {
 	rings    []*ring
 	inflight *inflight
 	active   bool // the device is activated
+	sharing  bool // the device uses the in-flight region, too
 
 	notifier notifier
 }
@@ -219,11 +220,11 @@ func (s *session) dispatch(m *vhostmsg.Message) (*vhostmsg.Message, error) {
 		if queues < 1 || queues > len(s.rings) || entries == 0 || entries > virtio.MaxQueueSize {
 			return nil, bad("%d queues of %d descriptors in flight", queues, entries)
 		}
-		in, fd, size, err := newInflight(queues, entries)
+		// SET_INFLIGHT_FD brings it back.
+		fd, size, err := newInflight(queues, entries, s.pendingLen())
 		if err != nil {
 			return nil, err
 		}
-		in.close() // SET_INFLIGHT_FD brings it back
 		b := append(u64(size), u64(0)...)
 		b = le.AppendUint16(b, uint16(queues))
 		b = le.AppendUint16(b, entries)
@@ -241,8 +242,14 @@ func (s *session) dispatch(m *vhostmsg.Message) (*vhostmsg.Message, error) {
 				return nil, bad("a ring is running")
 			}
 		}
-		in, err := openInflight(m.FDs[0], le.Uint64(p[8:]), le.Uint64(p), queues, entries)
+		in, err := openInflight(m.FDs[0], le.Uint64(p[8:]), le.Uint64(p), queues, entries, s.pendingLen())
 		if err != nil {
+			return nil, err
+		}
+		if err := s.sharePending(s.ctx, in.pending); err != nil {
+			if !errors.Is(err, ErrStuck) { // else it is still in use
+				in.close()
+			}
 			return nil, err
 		}
 		for _, r := range s.rings { // they must not write to the old one
@@ -266,6 +273,39 @@ func (s *session) dispatch(m *vhostmsg.Message) (*vhostmsg.Message, error) {
 		return ok, s.ringFD(s.rings[i], m, v&vhostmsg.VringNoFD != 0)
 	default:
 		return nil, bad("unknown")
+	}
+}
+
+// pendingSharer is a device with something to remember about requests that it
+// has completed, which the front-end keeps for it (virtioblk.PendingSharer).
+type pendingSharer interface {
+	PendingLen() int64
+	SharePending(mem []byte) error
+}
+
+func (s *session) pendingLen() uint64 {
+	if p, ok := s.dev.(pendingSharer); ok {
+		return uint64(max(p.PendingLen(), 0))
+	}
+	return 0
+}
+
+// sharePending lets the device use mem, or no memory if it is nil. The device
+// may flush first, and not be done when ctx ends; then it is ErrStuck.
+func (s *session) sharePending(ctx context.Context, mem []byte) error {
+	p, ok := s.dev.(pendingSharer)
+	if !ok || mem == nil && !s.sharing {
+		return nil
+	}
+	s.sharing = true
+	done := make(chan error, 1)
+	go func() { done <- p.SharePending(mem) }()
+	select {
+	case err := <-done:
+		s.sharing = mem != nil && err == nil
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrStuck, ctx.Err())
 	}
 }
 
@@ -644,6 +684,12 @@ func (s *session) close(ctx context.Context) error {
 		}
 	}
 	s.deactivate()
+	switch err := s.sharePending(ctx, nil); {
+	case errors.Is(err, ErrStuck):
+		return err
+	case err != nil:
+		s.o.Logger.Warn("vhost-user: flush at the end of the connection", "error", err)
+	}
 	s.notifier.set(-1)
 	for _, r := range s.rings {
 		for _, e := range []*virtio.Event{r.kick, r.call, r.err} {
