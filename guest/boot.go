@@ -123,6 +123,10 @@ type Config struct {
 	Console vmm.Serial
 	// BootTimeout is how long the guest may take to its init; 0 = no limit.
 	BootTimeout time.Duration
+	// BeforeStart is called when all that the machine needs is open and nothing
+	// of the guest has run, to watch the machine or to confine this process. An
+	// error ends the guest. May be nil.
+	BeforeStart func(*vmm.Machine) error
 	// OnStart is called when the command or the disk's init starts; may be nil.
 	OnStart func(what string)
 
@@ -203,7 +207,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	}
 	g := &Guest{
 		cfg: cfg, log: cfg.Logger,
-		console:   &consoleLog{out: cfg.Console.Out},
+		console:   newConsoleLog(cfg.Console.Out),
 		fromGuest: newPipe(), toGuest: newPipe(),
 		served: make(chan error, 1),
 		done:   make(chan struct{}),
@@ -248,7 +252,13 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		return nil, err
 	}
 	go func() { g.served <- g.control.Run() }()
-	if err := g.machine.Start(); err != nil {
+	if cfg.BeforeStart != nil {
+		err = cfg.BeforeStart(g.machine)
+	}
+	if err == nil {
+		err = g.machine.Start()
+	}
+	if err != nil {
 		g.machine.Close()
 		g.endControl(ctx)
 		return nil, err
@@ -306,8 +316,8 @@ func (g *Guest) supervise(ctx context.Context) {
 		defer t.Stop()
 		boot = t.C
 	}
-	look := time.NewTicker(panicSilence / 4)
-	defer look.Stop()
+	silence := time.NewTimer(0) // runs after a panic's last line; the first time does no harm
+	defer silence.Stop()
 	stopped, slow := ctx.Done(), false
 	for {
 		select {
@@ -319,7 +329,9 @@ func (g *Guest) supervise(ctx context.Context) {
 				slow = true
 				g.stop()
 			}
-		case <-look.C:
+		case <-g.console.panics:
+			silence.Reset(panicSilence)
+		case <-silence.C:
 			if g.console.hangsInPanic(panicSilence) {
 				g.stop()
 			}
@@ -601,7 +613,8 @@ func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
 		like = append(like, append([]string{transport}, share...)...)
 	}
 	if init.Command == nil {
-		like = append(like, "autofs4") // systemd's automount units
+		like = append(like, "autofs4")         // systemd's automount units
+		like = append(like, "button", "evdev") // the power button, and what tells logind of it
 	}
 	needed, err := m.Resolve(append(need, cfg.LoadModules...)...)
 	if err != nil {

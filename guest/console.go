@@ -19,7 +19,8 @@ const (
 // recognises a kernel panic in it. The guest writes it, so a panic is only
 // believed when the machine stops or falls silent after it.
 type consoleLog struct {
-	out io.Writer // may be nil
+	out    io.Writer     // may be nil
+	panics chan struct{} // told of whatever is written with or after a panic's last line
 
 	mu      sync.Mutex
 	lines   []string // ring
@@ -28,6 +29,10 @@ type consoleLog struct {
 	cause   string // of the last panic seen
 	ended   bool   // and its last line was the last there was
 	changed time.Time
+}
+
+func newConsoleLog(out io.Writer) *consoleLog {
+	return &consoleLog{out: out, panics: make(chan struct{}, 1)}
 }
 
 // panicLine is how a panic begins (kernel/panic.c), with or without a
@@ -49,6 +54,12 @@ func (c *consoleLog) Write(p []byte) (int, error) {
 		c.extend(rest[:i])
 		c.endLine()
 		rest = rest[i+1:]
+	}
+	if c.ended {
+		select {
+		case c.panics <- struct{}{}:
+		default: // the last one has not been looked at yet
+		}
 	}
 	c.mu.Unlock()
 	if c.out == nil {

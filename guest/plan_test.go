@@ -144,7 +144,15 @@ func TestDiskName(t *testing.T) {
 
 func TestConsoleLog(t *testing.T) {
 	var out strings.Builder
-	c := &consoleLog{out: &out}
+	c := newConsoleLog(&out)
+	told := func() bool {
+		select {
+		case <-c.panics:
+			return true
+		default:
+			return false
+		}
+	}
 	write := func(s string) {
 		t.Helper()
 		if n, err := c.Write([]byte(s)); n != len(s) || err != nil {
@@ -168,7 +176,13 @@ func TestConsoleLog(t *testing.T) {
 	if cause, ok := c.panicked(); !ok || cause != "VFS: no root" || c.hangsInPanic(0) {
 		t.Errorf("%q %v", cause, ok)
 	}
+	if told() {
+		t.Error("told of a panic's last line before there was one")
+	}
 	write("[    1.2] ---[ end Kernel panic - not syncing: VFS: no root ]---\n")
+	if !told() || told() {
+		t.Error("not told of the panic's last line, once")
+	}
 	if !c.hangsInPanic(0) || c.hangsInPanic(time.Hour) {
 		t.Error("the end of the panic was not seen, or too soon")
 	}

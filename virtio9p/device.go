@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 
 	"github.com/hugelgupf/p9/p9"
 
@@ -55,6 +56,20 @@ type Config struct {
 type Device struct {
 	config []byte // the configuration space
 	fence  fence.Config
+
+	requests, requestBytes, replyBytes atomic.Uint64
+}
+
+// Stats are a device's counters since it was built.
+type Stats struct {
+	Requests     uint64 // answered
+	RequestBytes uint64 // from the guest
+	ReplyBytes   uint64 // to the guest
+}
+
+// Stats returns the counters. It may be called at any time.
+func (d *Device) Stats() Stats {
+	return Stats{Requests: d.requests.Load(), RequestBytes: d.requestBytes.Load(), ReplyBytes: d.replyBytes.Load()}
 }
 
 var _ virtio.Device = (*Device)(nil)
@@ -121,7 +136,7 @@ func (d *Device) ServeQueue(i int, q *virtio.Queue) error {
 				break
 			}
 			r, w := c.Reader(), c.Writer()
-			s.Submit(&exchange{q: q, c: c, r: r, w: w}, r.Len(), w.Len())
+			s.Submit(&exchange{d: d, q: q, c: c, r: r, w: w}, r.Len(), w.Len())
 		}
 	}
 	return nil
@@ -129,18 +144,29 @@ func (d *Device) ServeQueue(i int, q *virtio.Queue) error {
 
 // exchange is a chain as the session sees it.
 type exchange struct {
+	d *Device
 	q *virtio.Queue
 	c *virtio.DescriptorChain
 	r io.Reader
 	w io.Writer
 }
 
-func (x *exchange) Read(p []byte) (int, error)  { return x.r.Read(p) }
-func (x *exchange) Write(p []byte) (int, error) { return x.w.Write(p) }
+func (x *exchange) Read(p []byte) (int, error) {
+	n, err := x.r.Read(p)
+	x.d.requestBytes.Add(uint64(n))
+	return n, err
+}
+
+func (x *exchange) Write(p []byte) (int, error) {
+	n, err := x.w.Write(p)
+	x.d.replyBytes.Add(uint64(n))
+	return n, err
+}
 
 // Done returns the chain. Replies come one by one from different goroutines,
 // so each notifies by itself; EVENT_IDX keeps that cheap.
 func (x *exchange) Done() {
+	x.d.requests.Add(1)
 	x.q.Push(x.c)
 	x.q.Notify()
 }

@@ -111,7 +111,8 @@ func (a clientAttacher) Attach() (p9.File, error) { return a.c.Attach("") }
 func TestLinuxSession(t *testing.T) {
 	for name, layout := range layouts {
 		t.Run(name, func(t *testing.T) {
-			d := virtio9ptest.Start(t, device(t, static(t)), fence.DefaultMsize, layout)
+			dev := device(t, static(t))
+			d := virtio9ptest.Start(t, dev, fence.DefaultMsize, layout)
 			do := func(msg []byte, room int) wire.Reply {
 				t.Helper()
 				r, err := wire.Parse(d.Do(msg, room)) // so the used length is exact
@@ -123,6 +124,10 @@ func TestLinuxSession(t *testing.T) {
 			const page = 4096
 			if r := do(wire.Version(512000), page); !bytes.Equal(r.Body, wire.Version(512000)[7:]) {
 				t.Fatalf("Rversion %q", r.Body)
+			}
+			n := uint64(len(wire.Version(512000)))
+			if s := dev.Stats(); s != (virtio9p.Stats{Requests: 1, RequestBytes: n, ReplyBytes: n}) {
+				t.Errorf("after one request and its reply of %d bytes: %+v", n, s)
 			}
 			do(wire.Attach(0, 0), page)
 			if r := do(wire.Msg(wire.Tstatfs, 0, uint32(0)), page); len(r.Body) != 60 {

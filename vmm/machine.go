@@ -43,7 +43,8 @@ type Machine struct {
 	windows []mmioWindow
 	window  func(i int) (windowHost, error)
 
-	disks []*virtioblk.Device
+	disks  []*virtioblk.Device
+	shares []*virtio9p.Device
 
 	mu      sync.Mutex
 	changed sync.Cond // state or parked changed
@@ -68,6 +69,8 @@ const (
 	paused
 	stopped // vCPUs leave as soon as they see it
 )
+
+func (s state) String() string { return [...]string{"created", "running", "paused", "stopped"}[s] }
 
 // ErrClosed is returned by methods of a machine that has stopped or was closed.
 var ErrClosed = errors.New("the machine has stopped")
@@ -224,6 +227,7 @@ func (m *Machine) createDevices() error {
 	for i, s := range m.cfg.Shares {
 		dev, err := virtio9p.New(virtio9p.Config{Tag: s.Tag, Attacher: s.Attacher, Logger: m.log.With("share", s.Tag)})
 		if err == nil {
+			m.shares = append(m.shares, dev)
 			err = m.plug(dev)
 		}
 		if err != nil {
@@ -403,19 +407,6 @@ func (m *Machine) PowerButton() error {
 // Reset presses the reset button: the machine stops with reason Reset, as if
 // the guest had reset itself. To boot again, make a new machine.
 func (m *Machine) Reset() { m.finish(Reset, nil) }
-
-// Exits counts the vCPUs' exits to user space since Start, by kind.
-func (m *Machine) Exits() map[string]uint64 {
-	n := map[string]uint64{}
-	for _, c := range m.vcpus {
-		for kind := range c.exits {
-			if v := c.exits[kind].Load(); v != 0 {
-				n[kvm.Exit(kind).String()] += v
-			}
-		}
-	}
-	return n
-}
 
 // finish stops the machine for a reason; the first one counts.
 func (m *Machine) finish(r ExitReason, err error) {

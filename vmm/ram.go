@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/moovm/moovm/virtio"
 	"golang.org/x/sys/unix"
@@ -10,6 +11,7 @@ import (
 // ram is the guest's memory: one memory file, mapped in one or two pieces
 // around the hole below 4 GiB. Pages exist once the guest touches them.
 type ram struct {
+	mu      sync.Mutex // fd
 	fd      int
 	regions []virtio.Region
 	mem     *virtio.Memory
@@ -79,8 +81,21 @@ func (r *ram) add(addr uint64, off, n int64, flags int) error {
 // low is the memory below the hole.
 func (r *ram) low() []byte { return r.regions[0].Bytes }
 
+// used is how many bytes of the memory exist.
+func (r *ram) used() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var st unix.Stat_t
+	if r.fd < 0 || unix.Fstat(r.fd, &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
+}
+
 // Close unmaps the memory. Nothing may use it any more.
 func (r *ram) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, reg := range r.regions {
 		unix.Munmap(reg.Bytes)
 	}

@@ -36,6 +36,7 @@ type uart struct {
 	out      []byte // bytes the writer has not taken yet
 	writing  bool   // the writer works on bytes it took
 	lost     uint64 // output bytes beyond hardLimit
+	in, sent uint64 // bytes to and from the guest
 	outError error
 	closed   bool
 	room     sync.Cond // input: FIFO room or close
@@ -237,6 +238,7 @@ func (u *uart) push(b byte) {
 	}
 	u.rx[(u.rxHead+u.rxLen)%rxFIFO] = b
 	u.rxLen++
+	u.in++
 }
 
 // thrEmpty says whether the transmitter takes bytes.
@@ -372,6 +374,7 @@ func (u *uart) write(reg, v uint8) {
 }
 
 func (u *uart) send(b byte) {
+	u.sent++
 	switch {
 	case u.outError != nil || u.closed:
 	case len(u.out) >= hardLimit:
@@ -382,4 +385,10 @@ func (u *uart) send(b byte) {
 			u.more.Signal()
 		}
 	}
+}
+
+func (u *uart) stats() SerialStats {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return SerialStats{In: u.in, Out: u.sent, Lost: u.lost}
 }

@@ -19,6 +19,7 @@ type vcpu struct {
 	v     *kvm.VCPU
 	tid   atomic.Int32 // of the running thread; 0 = none
 	exits [numExitKinds]atomic.Uint64
+	time  threadTime
 }
 
 // numExitKinds bounds the exits counted by kind.
@@ -41,6 +42,8 @@ func (c *vcpu) run() {
 	defer runtime.UnlockOSThread()
 	c.tid.Store(int32(unix.Gettid()))
 	defer c.tid.Store(0)
+	c.time.begin()
+	defer c.time.end()
 	if !c.m.park(c) {
 		return
 	}

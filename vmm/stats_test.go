@@ -1,0 +1,62 @@
+package vmm
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/hugelgupf/p9/p9"
+
+	"github.com/moovm/moovm/virtio9p"
+)
+
+func TestStats(t *testing.T) {
+	m, out := newMachine(t, asm{}.print("counted").spin(), func(c *Config) {
+		c.CPUs, c.Disks = 2, []Disk{{Backend: zeroDisk(1 << 20)}}
+	})
+	before := m.Stats()
+	if before.State != "created" || before.RAM != 4<<20 || before.RAMUsed == 0 || before.RAMUsed >= before.RAM || len(before.Disks) != 1 {
+		t.Errorf("before the start: %+v", before)
+	}
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "counted")
+	running := m.Stats()
+	eventually(t, "processor time", func() bool { return m.Stats().VCPUs[0].Time > running.VCPUs[0].Time })
+	if running.State != "running" || running.Serial[0].Out != uint64(len("counted")) || running.Serial[1] != (SerialStats{}) {
+		t.Errorf("running: %+v", running)
+	}
+	if n := running.VCPUs[0].Exits["io"]; n != uint64(len("counted")) || len(running.VCPUs) != 2 {
+		t.Errorf("%d exits by ports; one for each byte was expected: %+v", n, running.VCPUs)
+	}
+	if err := m.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if s := m.Stats().State; s != "paused" {
+		t.Error(s)
+	}
+	m.Stop()
+	m.Wait()
+	end := m.Stats()
+	if end.State != "stopped" || end.VCPUs[0].Time < running.VCPUs[0].Time || end.VCPUs[0].Time != m.Stats().VCPUs[0].Time {
+		t.Errorf("after the end: %+v, before %+v", end, running)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if closed := m.Stats(); closed.RAMUsed != 0 || closed.VCPUs[0].Exits["io"] == 0 {
+		t.Errorf("closed: %+v", closed)
+	}
+}
+
+func TestShareStats(t *testing.T) {
+	m, _ := newMachine(t, asm{}.spin(), func(c *Config) { c.Shares = []Share{{Tag: "x", Attacher: noTree{}}} })
+	if s := m.Stats().Shares; len(s) != 1 || s[0] != (ShareStats{Tag: "x", Stats: virtio9p.Stats{}}) {
+		t.Errorf("%+v", s)
+	}
+}
+
+// noTree is a share that cannot be mounted.
+type noTree struct{}
+
+func (noTree) Attach() (p9.File, error) { return nil, errors.New("there is nothing") }
