@@ -648,11 +648,5 @@ func diskTypes(disks []Disk) (like, need []string) {
 	return slices.Compact(like), slices.Compact(need)
 }
 
-// diskName is the guest's name of disk i: vda, vdb, … vdz, vdaa, …
-func diskName(i int) string {
-	s := ""
-	for i++; i > 0; i = (i - 1) / 26 {
-		s = string(rune('a'+(i-1)%26)) + s
-	}
-	return "vd" + s
-}
+// diskName is the guest's name of disk i.
+func diskName(i int) string { return imagefs.DiskName(i) }

@@ -123,7 +123,7 @@ it is interrupted. The images are opened read-only; the first is disks/vda.`,
 				}
 				defer d.Close()
 				disks = append(disks, imagefs.Disk{
-					Name: "vd" + string(rune('a'+i)), Serial: flag.serial, ReadOnly: true,
+					Name: imagefs.DiskName(i), Serial: flag.serial, ReadOnly: true,
 					Image: imagefs.COW(d), RevealPaths: reveal,
 				})
 			}

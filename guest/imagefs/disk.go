@@ -75,6 +75,16 @@ type Disk struct {
 	RevealPaths bool
 }
 
+// DiskName is what a Linux guest calls its virtio disk i: vda, vdb, … vdz,
+// vdaa, …
+func DiskName(i int) string {
+	s := ""
+	for i++; i > 0; i = (i - 1) / 26 {
+		s = string(rune('a'+(i-1)%26)) + s
+	}
+	return "vd" + s
+}
+
 // ErrDisk says that a disk cannot be shown as it was described.
 var ErrDisk = errors.New("imagefs: unusable disk")
 
