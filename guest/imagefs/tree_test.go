@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -451,5 +452,81 @@ func TestLongMap(t *testing.T) {
 	m.n = 0
 	if got := read(t, tree(t, imagefs.Disk{Name: "vda", Image: m}), "disks/vda/map"); got != "[]\n" {
 		t.Errorf("the map of an empty disk is %q", got)
+	}
+}
+
+// The bitmap and the map of a disk of 1 TiB are never built whole in memory:
+// the bitmap alone has 256 MiB.
+func TestHugeDisk(t *testing.T) {
+	const size = 1 << 40
+	path := filepath.Join(t.TempDir(), "huge.cow")
+	if err := cowdisk.Create(path, cowdisk.CreateOptions{Size: size}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := cowdisk.Open(path, cowdisk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	last := int64(size - 4096)
+	for _, off := range []int64{0, size / 2, last} {
+		if _, err := d.WriteAt(make([]byte, 4096), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	many := &manyExtents{Image: imagefs.COW(d), n: 100_000}
+	a := tree(t, imagefs.Disk{Name: "vda", Image: imagefs.COW(d)}, imagefs.Disk{Name: "vdb", Image: many})
+	client := clientAttacher{virtio9ptest.Start(t, device(t, a), 262144, virtio9ptest.Whole).Client()}
+
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if got := stat(t, walk(t, client, "disks/vda/bitmap")).Size; got != size/512/8 {
+		t.Errorf("the bitmap has %d bytes", got)
+	}
+	f := open(t, client, "disks/vda/bitmap")
+	b := make([]byte, 1000)
+	for _, c := range []struct{ off, bit int64 }{{0, 0}, {size / 2 / 4096, 0}, {last/4096 - 999, 999}} {
+		if n, err := f.ReadAt(b, c.off); n != 1000 || err != nil || b[c.bit] != 0xff || bytes.Count(b, []byte{0}) != 999 {
+			t.Errorf("the bitmap at %d: %d bytes, %v, %x", c.off, n, err, b[c.bit])
+		}
+	}
+	// As of each read, not of the opening.
+	if _, err := d.WriteAt(make([]byte, 4096), 4096*5); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.ReadAt(b, 0); n != 1000 || err != nil || b[5] != 0xff {
+		t.Errorf("the bitmap after a write: %d bytes, %v, %x", n, err, b[5])
+	}
+	var extents []cowdisk.Extent
+	if err := json.Unmarshal([]byte(read(t, client, "disks/vda/map")), &extents); err != nil || len(extents) < 7 {
+		t.Errorf("%d extents, %v", len(extents), err)
+	}
+	for i, e := range extents {
+		b, err := json.Marshal(e)
+		if err != nil || !strings.Contains(read(t, client, "disks/vda/map"), string(b)) {
+			t.Errorf("extent %d is not as encoding/json writes it: %s (%v)", i, b, err)
+		}
+	}
+	// A long map, read from its end backwards and then through.
+	m := open(t, client, "disks/vdb/map")
+	length := int64(stat(t, m).Size)
+	if length < 6<<20 {
+		t.Fatalf("a map of %d bytes is too short for this test", length)
+	}
+	for _, off := range []int64{length - 1000, length / 2, 0} {
+		if n, err := m.ReadAt(b, off); n != 1000 || err != nil {
+			t.Errorf("the map at %d: %d bytes, %v", off, n, err)
+		}
+	}
+	if many.most > 3000 {
+		t.Errorf("%d extents were made at once", many.most)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if held := int64(after.HeapAlloc) - int64(before.HeapAlloc); held > 16<<20 {
+		t.Errorf("%d bytes are held", held)
+	}
+	if once := int64(after.TotalAlloc - before.TotalAlloc); once > 128<<20 {
+		t.Errorf("%d bytes were allocated for a bitmap of %d", once, size/512/8)
 	}
 }
