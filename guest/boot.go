@@ -47,6 +47,8 @@ type Disk struct {
 	ReadOnly bool
 	// Serial is the identity the guest reads, at most 20 bytes.
 	Serial string
+	// Queues is the number of request queues; 0 means one for each processor.
+	Queues int
 }
 
 // Share is a file tree that the guest can mount by its tag.
@@ -231,7 +233,11 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		Logger:    cfg.Logger,
 	}
 	for _, d := range cfg.Disks {
-		machine.Disks = append(machine.Disks, vmm.Disk{Backend: d.Backend, ReadOnly: d.ReadOnly, Serial: d.Serial})
+		queues := d.Queues
+		if queues == 0 {
+			queues = max(cfg.CPUs, 1)
+		}
+		machine.Disks = append(machine.Disks, vmm.Disk{Backend: d.Backend, ReadOnly: d.ReadOnly, Serial: d.Serial, Queues: queues})
 	}
 	if !cfg.NoTree {
 		tree, err := imagefs.New(cfg.Version, g.treeDisks()...)
@@ -266,6 +272,9 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	go g.supervise(ctx)
 	return g, nil
 }
+
+// DiskResized tells the guest that disk i's backend has another size now.
+func (g *Guest) DiskResized(i int) error { return g.machine.DiskResized(i) }
 
 // treeDisks describes the disks for the metadata tree.
 func (g *Guest) treeDisks() []imagefs.Disk {

@@ -268,6 +268,9 @@ func (m *Machine) plug(dev virtio.Device) error {
 // DiskStats are the counters of disk i of the configuration.
 func (m *Machine) DiskStats(i int) virtioblk.Stats { return m.disks[i].Stats() }
 
+// DiskResized tells the guest that the backend of disk i has another size now.
+func (m *Machine) DiskResized(i int) error { return m.disks[i].Resized() }
+
 // Start lets the guest run. It may be called once.
 func (m *Machine) Start() error {
 	m.mu.Lock()
