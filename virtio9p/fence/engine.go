@@ -32,7 +32,6 @@ type engine struct {
 	reply *request // whom the rest of the message is for; nil discards it
 	rtype uint8
 	left  int // bytes of the message after its header
-	size  int
 }
 
 // startEngine starts a server for s, which is locked.

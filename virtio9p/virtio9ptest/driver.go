@@ -91,7 +91,6 @@ type slot struct {
 	inAddr      uint64
 	table       uint64
 	done        func(reply []byte)
-	usedLen     int
 	outstanding bool
 }
 
