@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/internal/confine"
 	"github.com/moovm/moovm/internal/sandbox"
 	"github.com/moovm/moovm/vmm"
 )
@@ -33,7 +35,14 @@ type machineFlags struct {
 	console                         string
 	accel                           string
 	virtio                          string
+	metrics                         string
+	noConfine                       bool
 	images                          imageFlags
+
+	// What check made of disks, shares and metrics.
+	diskFlags     []diskFlag
+	shareFlags    []shareFlag
+	metricsSocket string
 }
 
 func (m *machineFlags) register(f *pflag.FlagSet) {
@@ -52,10 +61,12 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.console, "console", "", "write the serial console to `FILE` (- for standard output)")
 	f.StringVar(&m.accel, "accel", "auto", "auto, kvm or sandbox: where the machine runs")
 	f.StringVar(&m.virtio, "virtio", "pci", "pci or mmio: how disks and shares are attached to the machine")
+	f.StringVar(&m.metrics, "metrics", "", "`unix:PATH` of a socket to make, where Prometheus can read the machine's counters by HTTP")
+	f.BoolVar(&m.noConfine, "no-confine", false, noConfineHelp)
 	m.images.register(f)
 }
 
-// check finds what is wrong with the flags alone.
+// check finds what is wrong with the flags alone, and takes them apart.
 func (m *machineFlags) check() error {
 	switch m.accel {
 	case "auto", "kvm", "sandbox":
@@ -74,10 +85,18 @@ func (m *machineFlags) check() error {
 	if m.timeout < 0 {
 		return fmt.Errorf("--timeout %v: a time cannot be negative", m.timeout)
 	}
+	if m.metrics != "" {
+		var ok bool
+		if m.metricsSocket, ok = strings.CutPrefix(m.metrics, "unix:"); !ok || m.metricsSocket == "" {
+			return fmt.Errorf("--metrics %s: write unix:PATH", m.metrics)
+		}
+	}
 	for _, d := range m.disks {
-		if _, err := parseDisk(d); err != nil {
+		f, err := parseDisk(d)
+		if err != nil {
 			return err
 		}
+		m.diskFlags = append(m.diskFlags, f)
 	}
 	tags := make(map[string]bool)
 	for _, s := range m.shares {
@@ -89,6 +108,7 @@ func (m *machineFlags) check() error {
 			return fmt.Errorf("--share: the tag %s is used twice", f.tag)
 		}
 		tags[f.tag] = true
+		m.shareFlags = append(m.shareFlags, f)
 	}
 	return nil
 }
@@ -103,6 +123,15 @@ func newRunCommand(g *globals) *cobra.Command {
 stops the machine, Ctrl-A h shows help. With COMMAND, that runs on the root
 disk, and its standard streams and exit status are this program's.
 
+The first interrupt (SIGINT, SIGTERM) of a machine without COMMAND presses its
+power button, the second stops it at once; with COMMAND the first one stops it.
+
+Once everything is open, this process confines itself, where the kernel can
+(Landlock, a seccomp filter, no new privileges): a guest that breaks out of its
+machine can open no file, but those of its shares, start no program and make no
+connection. --no-confine leaves that out. In the sandbox the same happens to
+the process that runs the machine; QEMU around it is not confined.
+
 The disk's metadata is in the guest at /run/moovm. Where this machine's KVM is
 missing or cannot run a kernel, the same happens in the sandbox (moovm help
 sandbox), which is slower; --accel chooses.
@@ -111,6 +140,7 @@ Exit status: COMMAND's; 124 timeout, 125 the machine could not run or ended too
 early, 126 kernel panic, 130 interrupted; 0 after a power-off.`,
 		Example: `  moovm run --kernel vmlinuz --disk root.cow
   moovm run --kernel vmlinuz --base base.img -- sh -c 'uname -a; exit 7'
+  moovm run --kernel vmlinuz --disk root.cow --metrics unix:root.metrics
   moovm run --kernel vmlinuz --disk root.cow --disk data.img,format=raw,ro --memory 2G --timeout 5m -- make check`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
@@ -155,7 +185,10 @@ func (m *machineFlags) run(ctx context.Context, g *globals, args []string) (int,
 		return guest.StatusCannotRun, err
 	}
 	if sandboxed {
-		status, err := m.runSandboxed(ctx, g)
+		if m.metrics != "" {
+			return guest.StatusCannotRun, errors.New("--metrics: the socket would be in the sandbox, where nobody can reach it; leave it out, or use --accel kvm")
+		}
+		status, err := m.runSandboxed(ctx, g, len(args) > 0)
 		if err != nil {
 			return guest.StatusCannotRun, err
 		}
@@ -204,11 +237,7 @@ func (m *machineFlags) open(c *guest.Config) (closeAll func(), err error) {
 		closers = append(closers, d)
 		c.Disks = append(c.Disks, guest.Disk{COW: d})
 	}
-	for _, flag := range m.disks {
-		f, err := parseDisk(flag)
-		if err != nil {
-			return closeAll, err
-		}
+	for _, f := range m.diskFlags {
 		d, err := f.open(m.images.options())
 		if err != nil {
 			return closeAll, err
@@ -216,14 +245,10 @@ func (m *machineFlags) open(c *guest.Config) (closeAll func(), err error) {
 		closers = append(closers, d)
 		c.Disks = append(c.Disks, guest.Disk{COW: d, ReadOnly: f.readOnly, Serial: f.serial})
 	}
-	for _, flag := range m.shares {
-		f, err := parseShare(flag)
-		if err != nil {
-			return closeAll, err
-		}
+	for i, f := range m.shareFlags {
 		s, err := sharefs.New(f.dir, sharefs.Options{Writable: f.writable})
 		if err != nil {
-			return closeAll, fmt.Errorf("--share %s: %w", flag, err)
+			return closeAll, fmt.Errorf("--share %s: %w", m.shares[i], err)
 		}
 		closers = append(closers, s)
 		c.Shares = append(c.Shares, guest.Share{Tag: f.tag, Attacher: s, Target: f.target(), ReadOnly: !f.writable})
@@ -272,7 +297,7 @@ func (m *machineFlags) chooseSandbox(ctx context.Context, g *globals) (bool, err
 }
 
 // runSandboxed runs this same command line on an emulated host.
-func (m *machineFlags) runSandboxed(ctx context.Context, g *globals) (int, error) {
+func (m *machineFlags) runSandboxed(ctx context.Context, g *globals, command bool) (int, error) {
 	program, err := self()
 	if err != nil {
 		return 0, err
@@ -286,15 +311,15 @@ func (m *machineFlags) runSandboxed(ctx context.Context, g *globals) (int, error
 	if c.Kernel, err = findKernel(); err != nil {
 		c.Kernel = m.kernel
 	}
-	for _, flag := range m.disks {
-		if f, err := parseDisk(flag); err == nil && !f.readOnly {
+	for _, f := range m.diskFlags {
+		if !f.readOnly {
 			if err := addFolder(&c.Writable, f.path); err != nil {
 				return 0, err
 			}
 		}
 	}
-	for _, flag := range m.shares {
-		if f, err := parseShare(flag); err == nil && f.writable {
+	for _, f := range m.shareFlags {
+		if f.writable {
 			dir, err := absPath(f.dir)
 			if err != nil {
 				return 0, err
@@ -306,6 +331,11 @@ func (m *machineFlags) runSandboxed(ctx context.Context, g *globals) (int, error
 		if err := addFolder(&c.Writable, m.console); err != nil {
 			return 0, err
 		}
+	}
+	if !command {
+		var done func()
+		ctx, c.Signals, done = passSignals(ctx)
+		defer done()
 	}
 	return runInSandbox(ctx, c, append([]string{program}, os.Args[1:]...))
 }
@@ -339,6 +369,12 @@ func absPath(path string) (string, error) {
 
 // boot runs the guest in this process.
 func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) (int, error) {
+	if len(args) == 0 {
+		if ctx.Err() != nil {
+			return exitInterrupted, errInterrupted
+		}
+		ctx = context.WithoutCancel(ctx) // by signals: the guest is asked first
+	}
 	if m.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("--timeout %v: %w", m.timeout, context.DeadlineExceeded))
@@ -354,6 +390,26 @@ func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) 
 		}
 		defer f.Close()
 		c.Console.Out = f
+	}
+	needs, err := m.needs()
+	if err != nil {
+		return guest.StatusCannotRun, err
+	}
+	var counters *metricsServer
+	if m.metrics != "" {
+		if counters, err = listenMetrics(m.metricsSocket); err != nil {
+			return guest.StatusCannotRun, fmt.Errorf("--metrics: %w", err)
+		}
+		defer counters.Close()
+	}
+	c.BeforeStart = func(machine *vmm.Machine) error {
+		if counters != nil {
+			counters.Serve(machine)
+		}
+		if m.noConfine {
+			return nil
+		}
+		return confineSelf(c.Logger, needs)
 	}
 	restore := func() {}
 	if len(args) > 0 {
@@ -378,7 +434,7 @@ func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) 
 			c.Console.In = &escapeReader{in: os.Stdin, help: os.Stdout, quit: func() { quit(errQuit) }}
 		}
 	}
-	result, err := guest.Boot(ctx, c)
+	result, err := m.bootAndWait(ctx, c, func() { quit(errInterrupted) })
 	restore()
 	if errors.Is(err, errQuit) {
 		fmt.Fprintln(os.Stderr, "moovm: stopped")
@@ -390,6 +446,44 @@ func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) 
 		return exitInterrupted, err
 	}
 	return guest.ExitStatus(result, err), err
+}
+
+// bootAndWait is guest.Boot with the power button at the first interrupt of a
+// guest that runs no command.
+func (m *machineFlags) bootAndWait(ctx context.Context, c guest.Config, stop func()) (guest.Result, error) {
+	g, err := guest.Start(ctx, c)
+	if err != nil {
+		return guest.Result{}, err
+	}
+	defer g.Close()
+	if c.Command == nil {
+		defer askFirst(os.Stderr, g.Machine().PowerButton, stop)()
+	}
+	return g.Wait()
+}
+
+// needs is what this process still has to open while the guest runs.
+func (m *machineFlags) needs() (confine.Needs, error) {
+	var n confine.Needs
+	for _, s := range m.shareFlags {
+		dir, err := absPath(s.dir)
+		if err != nil {
+			return n, err
+		}
+		if s.writable {
+			n.Write = append(n.Write, dir)
+		} else {
+			n.Read = append(n.Read, dir)
+		}
+	}
+	if m.metrics != "" {
+		dir, err := absPath(filepath.Dir(m.metricsSocket))
+		if err != nil {
+			return n, err
+		}
+		n.Remove, n.Sockets = []string{dir}, true
+	}
+	return n, nil
 }
 
 // errQuit is the cause of a stop by Ctrl-A x.

@@ -40,7 +40,7 @@ var arrows = map[string][]string{
 	"internal/archtest":     {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"guest", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox"},
+	"cmd/moovm": {"guest", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine"},
 	// Examples show the public rooms, to whoever embeds them.
 	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/guesttest", "guest/imagefs", "vmm"},
 }

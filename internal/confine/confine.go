@@ -7,6 +7,9 @@ type Needs struct {
 	// Read are folders whose files may be read, Write those whose files may
 	// also be made, changed and removed.
 	Read, Write []string
+	// Remove are folders in which files may be removed: those of its own
+	// sockets. Landlock cannot say which files.
+	Remove []string
 	// Sockets says that connections are taken on sockets that listen already,
 	// and messages with descriptors exchanged over them.
 	Sockets bool

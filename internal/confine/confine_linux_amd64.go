@@ -62,6 +62,9 @@ func restrictFiles(n Needs) (int, error) {
 	if len(n.Write) > 0 {
 		rules = append(rules, landlock.PathAccess(write, n.Write...))
 	}
+	if len(n.Remove) > 0 {
+		rules = append(rules, landlock.PathAccess(ll.AccessFSRemoveFile, n.Remove...))
+	}
 	// V5 and not later: scoped signals (V6) would stop the threads from
 	// signalling each other on kernels before 6.15.
 	if err := landlock.V5.BestEffort().Restrict(rules...); err != nil {
@@ -88,7 +91,7 @@ func filter(n Needs) seccomp.Filter {
 	}
 	if n.Sockets {
 		names = append(names, "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
-			"recvfrom", "recvmsg", "sendto", "sendmsg")
+			"recvfrom", "recvmsg", "sendto", "sendmsg", "memfd_create")
 	}
 	if len(n.Read)+len(n.Write) > 0 {
 		// Landlock decides where.
@@ -96,8 +99,11 @@ func filter(n Needs) seccomp.Filter {
 			"readlink", "readlinkat", "access", "faccessat", "faccessat2",
 			"getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr")
 	}
+	if len(n.Write)+len(n.Remove) > 0 {
+		names = append(names, "unlink", "unlinkat")
+	}
 	if len(n.Write) > 0 {
-		names = append(names, "mkdirat", "mknodat", "unlink", "unlinkat", "linkat", "symlinkat", "renameat", "renameat2", "truncate",
+		names = append(names, "mkdirat", "mknodat", "linkat", "symlinkat", "renameat", "renameat2", "truncate",
 			"chmod", "fchmod", "fchmodat", "fchown", "fchownat", "lchown", "utimensat")
 	}
 	const executable = unix.PROT_EXEC

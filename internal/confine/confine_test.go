@@ -62,7 +62,7 @@ func child(dir string) {
 
 	var n confine.Needs
 	if os.Getenv("CONFINE_NEEDS") != "" {
-		n = confine.Needs{Read: []string{filepath.Join(dir, "ro")}, Write: []string{filepath.Join(dir, "rw")}, Sockets: true}
+		n = confine.Needs{Read: []string{filepath.Join(dir, "ro")}, Write: []string{filepath.Join(dir, "rw")}, Remove: []string{filepath.Join(dir, "rm")}, Sockets: true}
 	}
 	r, err := confine.Apply(n)
 	try("apply", err)
@@ -102,6 +102,9 @@ func child(dir string) {
 	try("write rw", os.WriteFile(filepath.Join(dir, "rw", "new"), []byte("new"), 0o666))
 	try("mkdir rw", os.Mkdir(filepath.Join(dir, "rw", "d"), 0o777))
 	try("rename rw", os.Rename(filepath.Join(dir, "rw", "new"), filepath.Join(dir, "rw", "d", "moved")))
+	_, err = os.ReadFile(filepath.Join(dir, "rm", "file"))
+	try("read rm", err)
+	try("remove rm", os.Remove(filepath.Join(dir, "rm", "file")))
 	try("write elsewhere", os.WriteFile(filepath.Join(dir, "elsewhere"), nil, 0o666))
 	if os.Getenv("CONFINE_NEEDS") != "" {
 		c, err := listener.Accept()
@@ -150,12 +153,12 @@ func noError(errno unix.Errno) error {
 func runChild(t *testing.T, env ...string) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, d := range []string{"ro", "rw"} {
+	for _, d := range []string{"ro", "rw", "rm"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o777); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, f := range []string{"ro/file", "elsewhere"} {
+	for _, f := range []string{"ro/file", "rm/file", "elsewhere"} {
 		if err := os.WriteFile(filepath.Join(dir, f), []byte("text"), 0o666); err != nil {
 			t.Fatal(err)
 		}
@@ -229,14 +232,14 @@ func attackNames() (names []string) {
 func TestNothingNeeded(t *testing.T) {
 	said := runChild(t)
 	wantRefused(t, said, attackNames()...)
-	wantRefused(t, said, "read ro", "write ro", "remove ro", "write rw", "mkdir rw", "write elsewhere")
+	wantRefused(t, said, "read ro", "write ro", "remove ro", "write rw", "mkdir rw", "read rm", "remove rm", "write elsewhere")
 }
 
 func TestFoldersAndSockets(t *testing.T) {
 	said := runChild(t, "CONFINE_NEEDS=1")
 	wantRefused(t, said, attackNames()...)
-	wantRefused(t, said, "write ro", "remove ro", "write elsewhere")
-	for _, name := range []string{"read ro", "write rw", "mkdir rw", "rename rw", "accept", "message hello"} {
+	wantRefused(t, said, "write ro", "remove ro", "read rm", "write elsewhere")
+	for _, name := range []string{"read ro", "write rw", "mkdir rw", "rename rw", "remove rm", "accept", "message hello"} {
 		if said[name] != "done" {
 			t.Errorf("%s: %q", name, said[name])
 		}

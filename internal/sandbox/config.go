@@ -47,6 +47,11 @@ type Config struct {
 	// WindowSizes are the sizes of the terminal as it changes, if the command
 	// has one; may be nil.
 	WindowSizes <-chan WindowSize
+	// OnStart is called when the command is about to start; may be nil.
+	OnStart func(what string)
+	// Signals are sent to the command as they come; may be nil. A context that
+	// ends sends SIGINT, and does not wait for ever.
+	Signals <-chan os.Signal
 	// Console takes what the emulated host's kernel says; nil discards it.
 	Console io.Writer
 	// QEMU is the emulator's program; empty means DefaultQEMU from PATH.

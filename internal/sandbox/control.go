@@ -28,6 +28,7 @@ func relay(ctx context.Context, c *Config, line *os.File, giveUp context.CancelC
 		Stdin:     c.Stdin,
 		Stdout:    c.Stdout,
 		Stderr:    c.Stderr,
+		OnStart:   c.OnStart,
 		OnWarning: func(text string) { c.Logger.Warn("sandbox: " + text) },
 	})
 	done := make(chan error, 1)
@@ -44,6 +45,10 @@ func relay(ctx context.Context, c *Config, line *os.File, giveUp context.CancelC
 		case size := <-c.WindowSizes:
 			// The line may be gone already; then done says so.
 			_ = ctl.Resize(size.Rows, size.Columns)
+		case s := <-c.Signals:
+			if n, ok := s.(syscall.Signal); ok {
+				_ = ctl.Signal(int(n))
+			}
 		case <-booting.C:
 			if !ctl.State().Hello {
 				giveUp(errBoot)
