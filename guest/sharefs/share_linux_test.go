@@ -498,7 +498,7 @@ func TestSpecialFiles(t *testing.T) {
 
 func TestLargeFolder(t *testing.T) {
 	files := 1500
-	if os.Getenv("MOOVM_SOAK") != "" {
+	if os.Getenv("MOOVM_TEST_LONG") != "" || os.Getenv("MOOVM_SOAK") != "" {
 		files = 100_000
 	}
 	dir := t.TempDir()
