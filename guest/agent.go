@@ -15,8 +15,8 @@ const agentEnv = "MOOVM_AGENT"
 // AgentCommand is the command that takes any number of commands over its
 // stdin and stdout (see internal/agent): the guest's init once more, as a
 // process of its own. IsInit and InitMain do the rest. With fresh, the guest
-// forgets what it cached of files before each command, for those that change
-// on the host.
+// forgets what it cached of files before each command, and writes what it
+// holds of them after it: for file systems that the host uses too.
 func AgentCommand(fresh bool) *Command {
 	mode := "1"
 	if fresh {
@@ -30,21 +30,15 @@ func isAgent() bool {
 }
 
 func agentMain() {
-	var before func()
+	var hooks agent.Hooks
 	if os.Getenv(agentEnv) == "fresh" {
-		before = dropCaches
+		hooks = agent.Hooks{Before: dropCaches, After: syncFiles}
 	}
-	if err := agent.Serve(os.Stdin, os.Stdout, before); err != nil {
+	if err := agent.Serve(os.Stdin, os.Stdout, hooks); err != nil {
 		os.Stderr.WriteString("moovm: " + err.Error() + "\n")
 		os.Exit(1)
 	}
 	os.Exit(0)
-}
-
-// dropCaches makes the kernel forget pages, names and attributes of files that
-// are not in use (Documentation/admin-guide/sysctl/vm.rst).
-func dropCaches() {
-	_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
 // CommandEnv is the environment of a command in a guest: a plain root login's,

@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// libraryFiles are the dynamic loader of a program and the libraries that the
+// LibraryFiles are the dynamic loader of a program and the libraries that the
 // loader says it needs, as files of an initramfs under the names the program
 // uses. A static program has none.
-func libraryFiles(program string) ([]File, error) {
+func LibraryFiles(program string) ([]File, error) {
 	f, err := elf.Open(program)
 	if err != nil {
 		return nil, nil // not ELF: checkStatic has looked at it

@@ -44,7 +44,7 @@ func TestLibraryFiles(t *testing.T) {
 	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if files, err := libraryFiles(script); files != nil || err != nil {
+	if files, err := LibraryFiles(script); files != nil || err != nil {
 		t.Errorf("a script: %v, %v", files, err)
 	}
 }

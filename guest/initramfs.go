@@ -96,7 +96,7 @@ func (a *Initramfs) write(c *archive) error {
 		err := checkStatic(a.Init)
 		if a.Libraries && errors.Is(err, ErrNotStatic) {
 			var libraries []File
-			libraries, err = libraryFiles(a.Init)
+			libraries, err = LibraryFiles(a.Init)
 			files = append(files, libraries...)
 		}
 		if err != nil {

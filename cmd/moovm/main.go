@@ -15,7 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/guesttest"
 )
 
 // version is set by the linker.
@@ -49,9 +49,7 @@ func (e *statusError) Unwrap() error { return e.err }
 func usageError(err error) error { return &statusError{exitUsage, err} }
 
 func main() {
-	if guest.IsInit() {
-		guest.InitMain() // does not return
-	}
+	guesttest.Hook() // this program is also the guests' init
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	status := run(ctx, os.Args[1:])
 	stop()
@@ -133,6 +131,7 @@ and boots stock Linux kernels on them in a small KVM machine of its own.`,
 		newResizeCommand(g),
 		newCompareCommand(g),
 		newRunCommand(g),
+		newTestCommand(g),
 		newDoctorCommand(),
 		newSandboxCommand(g),
 		newServeCommand(g),

@@ -22,7 +22,7 @@ func pair(t *testing.T) (c *Client, stop func()) {
 	r1, w1 := io.Pipe()
 	r2, w2 := io.Pipe()
 	served := make(chan error, 1)
-	go func() { served <- Serve(r1, w2, nil); w2.Close() }()
+	go func() { served <- Serve(r1, w2, Hooks{}); w2.Close() }()
 	c = NewClient(r2, w1)
 	stop = sync.OnceFunc(func() {
 		w1.Close()
@@ -143,7 +143,7 @@ func TestEndKills(t *testing.T) {
 
 func TestBadFrames(t *testing.T) {
 	for _, in := range []string{"abc", "\x01\x00\x00\x00\x01\xff\xff\xff\xff", "\x01\x00\x00\x00\x01\x05\x00\x00\x00ab"} {
-		if err := Serve(strings.NewReader(in), io.Discard, nil); err == nil {
+		if err := Serve(strings.NewReader(in), io.Discard, Hooks{}); err == nil {
 			t.Errorf("%q was taken", in)
 		}
 	}
@@ -153,7 +153,7 @@ func TestBadFrames(t *testing.T) {
 	for k := range Kind(20) {
 		_ = w.Write(Frame{7, k, []byte("nonsense")})
 	}
-	if err := Serve(&in, &out, nil); err != nil {
+	if err := Serve(&in, &out, Hooks{}); err != nil {
 		t.Error(err)
 	}
 	if f, err := ReadFrame(&out); err != nil || f.Kind != KindExit {

@@ -63,6 +63,14 @@ func ReadFrame(r io.Reader) (Frame, error) {
 	return f, nil
 }
 
+// AppendFrame appends the bytes of a frame to b.
+func AppendFrame(b []byte, f Frame) []byte {
+	b = binary.LittleEndian.AppendUint32(b, f.ID)
+	b = append(b, byte(f.Kind))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(f.Payload)))
+	return append(b, f.Payload...)
+}
+
 // A Writer writes frames, one at a time.
 type Writer struct {
 	mu sync.Mutex
@@ -74,11 +82,7 @@ func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
 // Write writes one frame. It may be called from any goroutine.
 func (w *Writer) Write(f Frame) error {
-	b := make([]byte, headerSize, headerSize+len(f.Payload))
-	binary.LittleEndian.PutUint32(b, f.ID)
-	b[4] = byte(f.Kind)
-	binary.LittleEndian.PutUint32(b[5:], uint32(len(f.Payload)))
-	b = append(b, f.Payload...)
+	b := AppendFrame(make([]byte, 0, headerSize+len(f.Payload)), f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	_, err := w.w.Write(b)
@@ -105,6 +109,10 @@ type Exit struct {
 	Signal int    `json:"signal,omitempty"`
 	Error  string `json:"error,omitempty"`
 }
+
+// Hooks are called by an agent before it starts a command, and after one has
+// ended, before its end is reported. They may be nil.
+type Hooks struct{ Before, After func() }
 
 // budget is the credit of one direction.
 type budget struct {

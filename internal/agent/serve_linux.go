@@ -20,10 +20,9 @@ import (
 const leftover = time.Second
 
 // Serve is the agent: it runs what arrives on r until that ends, then kills
-// what is still running. beforeStart is called before each command; may be
-// nil.
-func Serve(r io.Reader, w io.Writer, beforeStart func()) error {
-	a := &server{w: NewWriter(w), running: map[uint32]*process{}}
+// what is still running.
+func Serve(r io.Reader, w io.Writer, h Hooks) error {
+	a := &server{w: NewWriter(w), hooks: h, running: map[uint32]*process{}}
 	defer a.end()
 	for {
 		f, err := ReadFrame(r)
@@ -33,8 +32,8 @@ func Serve(r io.Reader, w io.Writer, beforeStart func()) error {
 			return err
 		}
 		if f.Kind == KindStart {
-			if beforeStart != nil {
-				beforeStart()
+			if h.Before != nil {
+				h.Before()
 			}
 			a.start(f)
 			continue
@@ -49,8 +48,9 @@ func Serve(r io.Reader, w io.Writer, beforeStart func()) error {
 }
 
 type server struct {
-	w  *Writer
-	wg sync.WaitGroup
+	w     *Writer
+	hooks Hooks
+	wg    sync.WaitGroup
 
 	mu      sync.Mutex
 	running map[uint32]*process
@@ -218,6 +218,9 @@ func (p *process) run(ours [3]*os.File) {
 	delete(p.a.running, p.id)
 	p.out.close()
 	p.a.mu.Unlock()
+	if p.a.hooks.After != nil {
+		p.a.hooks.After()
+	}
 	e := Exit{Status: 126}
 	if err != nil {
 		e.Error = err.Error()

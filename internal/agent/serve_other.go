@@ -8,4 +8,4 @@ import (
 )
 
 // Serve needs Linux.
-func Serve(io.Reader, io.Writer, func()) error { return errors.ErrUnsupported }
+func Serve(io.Reader, io.Writer, Hooks) error { return errors.ErrUnsupported }

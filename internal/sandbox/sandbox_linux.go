@@ -148,7 +148,7 @@ func initramfs(c *Config, kernel *guest.Kernel) (*guest.Initramfs, error) {
 			files = append(files, f)
 		}
 	}
-	return &guest.Initramfs{Init: c.Init, Modules: files, Config: initConfig(c)}, nil
+	return &guest.Initramfs{Init: c.Init, Libraries: true, Modules: files, Config: initConfig(c)}, nil
 }
 
 func openModules(c *Config, kernel *guest.Kernel) (*guest.Modules, error) {

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package guest
+
+func dropCaches() {}
+func syncFiles()  {}

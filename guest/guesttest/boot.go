@@ -1,0 +1,421 @@
+package guesttest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/virtioblk"
+)
+
+// setup is a guest's configuration and what it holds open.
+type setup struct {
+	guest  guest.Config
+	kernel *guest.Kernel
+	disks  []*bootDisk
+	tmp    string // of overlays
+	close  []io.Closer
+}
+
+// bootDisk is one disk of a guest.
+type bootDisk struct {
+	cow   *cowdisk.Disk
+	path  string // of the overlay
+	cache *volatileCache
+}
+
+func (s *setup) Close() error {
+	var errs []error
+	for i := len(s.close) - 1; i >= 0; i-- {
+		errs = append(errs, s.close[i].Close())
+	}
+	if s.tmp != "" {
+		errs = append(errs, os.RemoveAll(s.tmp))
+	}
+	return errors.Join(errs...)
+}
+
+// need says what of the host a guest must have.
+type need struct {
+	program string // a file that it runs; its folder is shared
+	dir     string // a folder that it works in
+	out     string // a folder it writes to; empty = none
+}
+
+// newSetup opens all that a guest needs.
+func newSetup(c *Config, n need) (_ *setup, err error) {
+	s := &setup{}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	kernel, modules, err := c.open(c.Kernels[0])
+	if err != nil {
+		return nil, err
+	}
+	s.kernel = kernel
+	s.close = append(s.close, kernel)
+	s.guest = guest.Config{
+		Kernel: kernel, Modules: modules, LoadModules: c.LoadModules, Append: c.Append,
+		Memory: c.Memory, CPUs: c.CPUs, BootTimeout: c.BootTimeout, NoTree: c.Base == "",
+	}
+	if s.tmp, err = os.MkdirTemp("", "moovm-disks-"); err != nil {
+		return nil, err
+	}
+	if err := s.addDisks(c); err != nil {
+		return nil, err
+	}
+	return s, s.addFolders(c, n, modules)
+}
+
+func (s *setup) addDisks(c *Config) error {
+	disks := c.Disks
+	if c.Base != "" {
+		disks = append([]Disk{{Image: c.Base}}, disks...)
+	}
+	var extra []string
+	for i, d := range disks {
+		b := &bootDisk{path: filepath.Join(s.tmp, diskName(i)+".cow")}
+		if i == 0 && c.Base != "" {
+			b.path = filepath.Join(s.tmp, "root.cow")
+		} else {
+			extra = append(extra, "/dev/"+diskName(i))
+		}
+		var err error
+		if b.cow, err = createDisk(b.path, d.Image, d.Size); err != nil {
+			return err
+		}
+		s.close = append(s.close, b.cow)
+		var backend virtioblk.Backend = b.cow
+		if d.VolatileCache {
+			b.cache = newVolatileCache(backend)
+			backend = b.cache
+		}
+		s.disks = append(s.disks, b)
+		s.guest.Disks = append(s.guest.Disks, guest.Disk{Backend: d.faulty(backend), COW: b.cow, ReadOnly: d.ReadOnly, Serial: d.Serial})
+	}
+	s.env(disksEnv + "=" + strings.Join(extra, " "))
+	return nil
+}
+
+func (s *setup) env(e string) {
+	if s.guest.Command == nil {
+		s.guest.Command = &guest.Command{}
+	}
+	s.guest.Command.Env = append(s.guest.Command.Env, e)
+}
+
+// hidden are folders of the host that the guest has of its own.
+var hidden = []string{"/tmp", "/run", "/dev", "/proc", "/sys"}
+
+// system are folders that the guest has of its own when its root is a disk.
+var system = []string{"/", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/usr", "/usr/bin", "/usr/sbin", "/usr/lib", "/var", "/home", "/root", "/tmp"}
+
+func below(dir, path string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
+// addFolders gives the guest its root, and the folders it needs under their
+// own names.
+func (s *setup) addFolders(c *Config, n need, modules *guest.Modules) error {
+	g := &s.guest
+	host := c.Base == "" && c.Root != RootInitramfs
+	visible := func(path string) bool {
+		return host && !slices.ContainsFunc(hidden, func(h string) bool { return below(h, path) })
+	}
+	const cached = "cache=loose" // nothing but the guest itself changes what it sees
+	var shared []string
+	share := func(dir, target string, o sharefs.Options, gs guest.Share) error {
+		fs, err := sharefs.New(dir, o)
+		if err != nil {
+			return err
+		}
+		s.close = append(s.close, fs)
+		gs.Attacher, gs.Target = fs, target
+		if gs.Tag == "" {
+			gs.Tag = fmt.Sprintf("dir%d", len(shared))
+		}
+		if target != "" {
+			shared = append(shared, target)
+		}
+		g.Shares = append(g.Shares, gs)
+		return nil
+	}
+	switch {
+	case host:
+		if err := share("/", "", sharefs.Options{}, guest.Share{Tag: "host"}); err != nil {
+			return err
+		}
+		g.Root = &guest.Root{Device: "host", Type: "9p", Options: "msize=500000," + cached, ReadOnly: true, Overlay: true}
+		g.Mounts = append(g.Mounts, guest.Mount{Source: "tmpfs", Target: "/tmp", Type: "tmpfs", Options: "mode=1777"})
+	case c.Base == "":
+		g.NoRoot = true
+	}
+	if modules != nil {
+		at := "/lib/modules/" + s.kernel.Release
+		if dir := modules.Dir(); dir != at && visible(dir) {
+			g.Mounts = append(g.Mounts, guest.Mount{Source: dir, Target: at, Type: "none", Options: "bind,ro", Optional: true})
+		} else if !visible(dir) {
+			if err := share(dir, at, sharefs.Options{}, guest.Share{Tag: "modules", ReadOnly: true, Options: cached}); err != nil {
+				return err
+			}
+		}
+	}
+	// The module that the package belongs to, for ../testdata.
+	dirs := []string{}
+	if n.dir != "" {
+		dirs = append(dirs, moduleRoot(n.dir))
+	}
+	if n.program != "" {
+		dirs = append(dirs, filepath.Dir(n.program))
+	}
+	for _, d := range dirs {
+		if visible(d) || slices.ContainsFunc(shared, func(have string) bool { return below(have, d) }) {
+			continue
+		}
+		if !host && slices.Contains(system, d) {
+			return fmt.Errorf("the folder %s would hide the guest's own; move the test binary and its package to a folder of their own", d)
+		}
+		if err := share(d, d, sharefs.Options{}, guest.Share{Overlay: true, Options: cached}); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.Shares {
+		target := f.Target
+		if target == "" {
+			target = f.Dir
+		}
+		gs := guest.Share{Overlay: !f.Writable}
+		if !path.IsAbs(target) {
+			return fmt.Errorf("share %s: %s is not an absolute path", f.Dir, target)
+		}
+		if err := share(f.Dir, target, sharefs.Options{Writable: f.Writable}, gs); err != nil {
+			return err
+		}
+	}
+	if n.out != "" {
+		if err := share(n.out, n.out, sharefs.Options{Writable: true}, guest.Share{Tag: "out"}); err != nil {
+			return err
+		}
+	}
+	if !host && c.Base == "" && n.program != "" {
+		// Nothing but what is brought along: its libraries too.
+		libraries, err := guest.LibraryFiles(n.program)
+		if err != nil {
+			return err
+		}
+		g.Files = append(g.Files, libraries...)
+	}
+	return nil
+}
+
+// moduleRoot is the folder of the go.mod that dir belongs to, or dir.
+func moduleRoot(dir string) string {
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil && !slices.Contains(system, d) {
+			return d
+		}
+	}
+	return dir
+}
+
+// grace is what a run may take beyond the test binary's own timeout: it has to
+// say which test hung, and with what stacks.
+const grace = 20 * time.Second
+
+// bootTries is how often a guest is started in the sandbox that ends without a
+// word before its first program: QEMU's emulation of nested virtualisation now
+// and then resets one.
+const bootTries = 3
+
+// runGuest runs a job on this machine's KVM.
+func runGuest(j *job, signals <-chan os.Signal) (int, error) {
+	for try := 1; ; try++ {
+		status, err := runGuestOnce(j, signals)
+		if !inSandbox() || try == bootTries || !silentReset(err) {
+			return status, err
+		}
+		fmt.Fprintln(os.Stderr, "moovm: the emulated processor reset the guest while it booted; once more")
+	}
+}
+
+// silentReset says whether a guest ended before it could do anything.
+func silentReset(err error) bool {
+	var b *guest.BootError
+	return errors.As(err, &b) && errors.Is(err, guest.ErrNoStart) && len(b.Console) == 0
+}
+
+func runGuestOnce(j *job, signals <-chan os.Signal) (status int, err error) {
+	c := &j.Config
+	s, err := newSetup(c, need{program: j.Binary, dir: j.Dir, out: j.Out})
+	if err != nil {
+		return guest.StatusCannotRun, err
+	}
+	defer s.Close()
+	g := &s.guest
+	stdout := &tracker{out: os.Stdout}
+	watch := &consoleWatch{test: stdout.current}
+	if j.Keep != "" {
+		f, err := os.Create(filepath.Join(j.Keep, "console.log"))
+		if err != nil {
+			return guest.StatusCannotRun, err
+		}
+		defer f.Close()
+		watch.out = f
+		cores := filepath.Join(j.Out, coresDir)
+		if err := os.MkdirAll(cores, 0o777); err != nil {
+			return guest.StatusCannotRun, err
+		}
+		g.CorePattern = filepath.Join(cores, "core.%e.%p")
+	}
+	g.Console.Out = watch
+	s.env(guestEnv + "=" + s.kernel.Release + "-") // never empty
+	g.Command.Env = append(guestEnviron(j.Env, c), g.Command.Env...)
+	g.Command.Env = append(g.Command.Env, c.Env...)
+	g.Command.Args = append([]string{j.Binary}, j.Args...)
+	g.Command.Dir, g.Command.Merge = j.Dir, j.Merge
+	g.Stdin, g.Stdout, g.Stderr = os.Stdin, stdout, os.Stderr
+
+	// The clock starts with the command: booting has its own.
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	limit := c.Timeout
+	if limit == 0 {
+		if limit = testTimeout(j.Args); limit > 0 {
+			limit += grace
+		}
+	}
+	g.OnStart = func(string) {
+		if limit > 0 {
+			time.AfterFunc(limit, func() { cancel(fmt.Errorf("the test did not end within %v: %w", limit, context.DeadlineExceeded)) })
+		}
+	}
+	run, err := guest.Start(ctx, *g)
+	if err != nil {
+		return guest.StatusCannotRun, err
+	}
+	defer run.Close()
+	done := make(chan struct{})
+	defer close(done)
+	go passSignals(run, signals, cancel, done)
+	result, err := run.Wait()
+	if silentReset(err) {
+		return guest.StatusCannotRun, err
+	}
+	status = guest.ExitStatus(result, err)
+	status, err = verdict(c, status, err, stdout, watch)
+	if j.Keep != "" && len(s.disks) > 0 && c.Base != "" && (status != 0 || c.Keep) {
+		run.Close()
+		if err2 := s.keepRoot(j.Keep); err == nil && err2 != nil {
+			return guest.StatusCannotRun, err2
+		}
+	}
+	return status, err
+}
+
+// keepRoot closes the root's overlay and copies it.
+func (s *setup) keepRoot(dir string) error {
+	d := s.disks[0]
+	if err := d.cow.Close(); err != nil {
+		return err
+	}
+	in, err := os.Open(d.path)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(filepath.Join(dir, "root.cow"))
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	if err2 := out.Close(); err == nil {
+		err = err2
+	}
+	return err
+}
+
+// passSignals gives signals to the command. Who sends two means it, and so
+// does who waits long for the first to work.
+func passSignals(run *guest.Guest, signals <-chan os.Signal, cancel context.CancelCauseFunc, done <-chan struct{}) {
+	var late <-chan time.Time
+	for n := 0; ; {
+		select {
+		case sig := <-signals:
+			number, _ := sig.(syscall.Signal)
+			n++
+			if n > 1 || !run.Control().State().Started {
+				cancel(fmt.Errorf("%v", sig))
+				continue
+			}
+			_ = run.Control().Signal(int(number))
+			late = time.After(sandboxPatience)
+		case <-late:
+			cancel(errors.New("interrupted"))
+		case <-done:
+			return
+		}
+	}
+}
+
+// verdict reports what the test binary could not, and adds up.
+func verdict(c *Config, status int, err error, stdout *tracker, watch *consoleWatch) (int, error) {
+	text, fatal := describe(watch.troubles())
+	var panicked *guest.PanicError
+	var boot *guest.BootError
+	switch {
+	case errors.As(err, &panicked):
+		stdout.fail(err.Error() + "\n" + text)
+		return status, nil
+	case errors.Is(err, context.DeadlineExceeded):
+		stdout.fail(err.Error() + "\n" + text)
+		return status, nil
+	case errors.As(err, &boot) && errors.Is(err, guest.ErrCutShort):
+		stdout.fail(err.Error() + "\n" + text)
+		return status, nil
+	case errors.Is(err, guest.ErrNoStart):
+		return status, fmt.Errorf("%w\n%s", err, bootCauses)
+	case err != nil:
+		return status, err
+	case text == "":
+		return status, nil
+	case fatal && !c.IgnoreOops && status == 0:
+		stdout.fail(text)
+		return 1, nil
+	}
+	fmt.Fprintf(os.Stderr, "moovm: %s", text)
+	return status, nil
+}
+
+// bootCauses are what it usually is.
+const bootCauses = `Usual causes: a kernel for another machine or without PVH or the serial console; too little --memory;
+modules that belong to another kernel; an --append that it does not like. --artifacts DIR keeps the whole console.`
+
+// guestEnviron is the host's environment as far as it means something in the
+// guest.
+func guestEnviron(env []string, c *Config) []string {
+	var out []string
+	for _, e := range env {
+		name, value, _ := strings.Cut(e, "=")
+		switch {
+		case name == jobEnv, name == sandboxEnv, strings.HasPrefix(name, "MOOVM_TEST_"):
+			continue
+		case name == "TMPDIR" && (c.Base != "" || c.Root == RootInitramfs || below("/tmp", value)):
+			continue
+		case name == "PATH" && c.Base != "":
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
+}

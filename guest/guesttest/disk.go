@@ -1,0 +1,178 @@
+package guesttest
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/virtioblk"
+)
+
+// Disk is a further disk of a guest.
+type Disk struct {
+	// Size of an empty disk, in bytes.
+	Size int64
+	// Image is a disk image instead; the guest writes into an overlay on it.
+	Image string
+	// ReadOnly makes the guest see a read-only disk.
+	ReadOnly bool
+	// Serial is the identity the guest reads, at most 20 bytes.
+	Serial string
+	// Faults are injected errors.
+	Faults []Fault
+	// Slow is added to every request.
+	Slow time.Duration
+	// VolatileCache models a disk with a write cache: when Kill or Reset cut
+	// the power, each write that was not flushed is lost, or not, at random.
+	VolatileCache bool
+}
+
+// Fault makes requests fail with an I/O error that touch a range of a disk.
+type Fault struct {
+	// Op is read, write, flush or discard; empty means reads and writes.
+	Op string
+	// Offset and Length are the range in bytes; Length 0 reaches to the end.
+	Offset, Length int64
+}
+
+func (d *Disk) check() error {
+	switch {
+	case d.Size <= 0 && d.Image == "":
+		return errors.New("a disk needs a size, such as size=1G, or an image")
+	case d.Size != 0 && d.Image != "":
+		return errors.New("a disk has a size or an image, not both")
+	case d.Size%512 != 0:
+		return fmt.Errorf("disk of %d bytes: a disk has whole sectors of 512", d.Size)
+	case len(d.Serial) > 20:
+		return fmt.Errorf("the serial %q is longer than virtio-blk's 20 bytes", d.Serial)
+	case d.Slow < 0:
+		return fmt.Errorf("a disk cannot be slow by %v", d.Slow)
+	}
+	for _, f := range d.Faults {
+		switch f.Op {
+		case "", "read", "write", "flush", "discard":
+		default:
+			return fmt.Errorf("fault %q: use read, write, flush or discard", f.Op)
+		}
+	}
+	return nil
+}
+
+// ParseDisk reads size=1G[,ro][,serial=NAME][,slow=5ms][,fault=[OP:]EIO@OFFSET[+LENGTH]]…
+// or FILE[,…]; parseSize reads sizes such as 512, 64K, 1G.
+func ParseDisk(s string, parseSize func(string) (int64, error)) (Disk, error) {
+	var d Disk
+	bad := func(err error) (Disk, error) { return d, fmt.Errorf("--disk %s: %w", s, err) }
+	for i, w := range strings.Split(s, ",") {
+		key, value, has := strings.Cut(w, "=")
+		var err error
+		switch {
+		case key == "size" && has:
+			d.Size, err = parseSize(value)
+		case w == "ro":
+			d.ReadOnly = true
+		case w == "volatile":
+			d.VolatileCache = true
+		case key == "serial" && has:
+			d.Serial = value
+		case key == "slow" && has:
+			d.Slow, err = time.ParseDuration(value)
+		case key == "fault" && has:
+			var f Fault
+			f, err = parseFault(value, parseSize)
+			d.Faults = append(d.Faults, f)
+		case i == 0 && w != "":
+			d.Image = w
+		default:
+			err = fmt.Errorf("there is no option %q; use size=SIZE or a file, ro, serial=NAME, slow=TIME, volatile, fault=[OP:]EIO@OFFSET[+LENGTH]", w)
+		}
+		if err != nil {
+			return bad(err)
+		}
+	}
+	if err := d.check(); err != nil {
+		return bad(err)
+	}
+	return d, nil
+}
+
+func parseFault(s string, parseSize func(string) (int64, error)) (f Fault, err error) {
+	what, where, _ := strings.Cut(s, "@")
+	op, errno, both := strings.Cut(what, ":")
+	if !both {
+		op, errno = "", what
+	}
+	if errno != "EIO" {
+		return f, fmt.Errorf("fault %q: a disk fails with EIO, such as fault=EIO@1M+4K or fault=write:EIO@0", s)
+	}
+	f.Op = op
+	if where == "" {
+		return f, nil
+	}
+	from, length, has := strings.Cut(where, "+")
+	if f.Offset, err = parseSize(from); err == nil && has {
+		f.Length, err = parseSize(length)
+	}
+	return f, err
+}
+
+func (f Fault) hits(op virtioblk.Op, off, n int64) bool {
+	switch {
+	case f.Op == "" && op != virtioblk.OpRead && op != virtioblk.OpWrite && op != virtioblk.OpWriteZeroes:
+		return false
+	case f.Op == "write" && op == virtioblk.OpWriteZeroes:
+	case f.Op != "" && f.Op != string(op):
+		return false
+	}
+	if op == virtioblk.OpFlush {
+		return true
+	}
+	return off+n > f.Offset && (f.Length == 0 || off < f.Offset+f.Length)
+}
+
+// faulty puts the disk's faults and its slowness over a backend.
+func (d *Disk) faulty(b virtioblk.Backend) virtioblk.Backend {
+	if len(d.Faults) == 0 && d.Slow == 0 {
+		return b
+	}
+	return &virtioblk.Faulty{Backend: b, Before: func(op virtioblk.Op, off, n int64) error {
+		time.Sleep(d.Slow)
+		for _, f := range d.Faults {
+			if f.hits(op, off, n) {
+				return syscall.EIO
+			}
+		}
+		return nil
+	}}
+}
+
+// create makes the disk's file, an overlay on base if that is not empty, and
+// opens it.
+func createDisk(path, base string, size int64) (*cowdisk.Disk, error) {
+	if err := cowdisk.Create(path, cowdisk.CreateOptions{Size: size, Backing: base}); err != nil {
+		return nil, err
+	}
+	return cowdisk.Open(path, cowdisk.Options{Backing: base})
+}
+
+// diskName is the guest's name of disk i, below /dev.
+func diskName(i int) string {
+	if i < 26 {
+		return "vd" + string(rune('a'+i))
+	}
+	return diskName(i/26-1) + string(rune('a'+i%26))
+}
+
+// sizeText is for messages: 1G, 512.
+func sizeText(n int64) string {
+	for i := len("KMGT"); i > 0; i-- {
+		if unit := int64(1) << (10 * i); n >= unit && n%unit == 0 {
+			return strconv.FormatInt(n/unit, 10) + "KMGT"[i-1:i]
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}

@@ -1,0 +1,300 @@
+package guesttest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/agent"
+)
+
+// Machine is a running guest of a host test. Its methods may be called from
+// any goroutine, but for Reset.
+type Machine struct {
+	t     testing.TB
+	c     Config
+	s     *setup
+	guest *running
+	disks []*MachineDisk
+
+	mu    sync.Mutex
+	watch *consoleWatch
+}
+
+// running is one boot of a Machine.
+type running struct {
+	g       *guest.Guest
+	console *Console
+	client  *agent.Client
+	ends    []io.Closer
+	cancel  context.CancelFunc
+	started chan struct{}
+	ended   chan struct{} // what Wait returned is in result and err
+	result  guest.Result
+	err     error
+}
+
+// Start boots a guest and waits until it takes commands; t.Cleanup ends it.
+// What keeps it from starting fails the test. The first of c.Kernels is used.
+//
+// It needs a KVM that works in this process: packages that use it call
+// HostMain in TestMain, which brings one.
+func Start(t testing.TB, c Config) *Machine {
+	t.Helper()
+	if InGuest() {
+		t.Fatal("guesttest.Start is for host tests, and this one runs in a guest; use guesttest.HostMain in TestMain instead of Main")
+	}
+	if err := c.setDefaults(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.absolute(); err != nil {
+		t.Fatal(err)
+	}
+	if boxed, reason, err := needSandbox("auto"); err != nil {
+		t.Fatal(err)
+	} else if boxed {
+		t.Fatalf("guesttest.Start: %s; call guesttest.HostMain in TestMain, which runs the test where KVM works", reason)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newSetup(&c, need{dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Machine{t: t, c: c, s: s}
+	s.env(guestEnv + "=" + s.kernel.Release + "-")
+	for _, d := range s.disks {
+		m.disks = append(m.disks, &MachineDisk{m: m, d: d})
+	}
+	t.Cleanup(func() {
+		m.end()
+		if t.Failed() {
+			t.Logf("the guest's console:\n%s", m.guest.console.Text())
+		}
+		if c.Artifacts != "" {
+			m.keep()
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m.boot()
+	return m
+}
+
+// boot starts the guest and waits for its agent.
+func (m *Machine) boot() {
+	m.t.Helper()
+	for try := 1; ; try++ {
+		err := m.bootOnce()
+		if err == nil {
+			return
+		}
+		m.end()
+		if !inSandbox() || try == bootTries || !silentReset(err) {
+			if errors.Is(err, guest.ErrNoStart) {
+				err = fmt.Errorf("%w\n%s", err, bootCauses)
+			}
+			m.t.Fatal(err)
+		}
+		m.t.Log("the emulated processor reset the guest while it booted; once more")
+	}
+}
+
+func (m *Machine) bootOnce() error {
+	toGuest, stdin := io.Pipe() // the guest's stdin is read from the first
+	stdout, fromGuest := io.Pipe()
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{console: newConsole(m.c.Console), cancel: cancel, started: make(chan struct{}), ended: make(chan struct{}),
+		ends: []io.Closer{stdin, fromGuest, toGuest, stdout}}
+	m.guest = r
+	watch := &consoleWatch{test: func() string { return "" }, out: r.console}
+	m.mu.Lock()
+	m.watch = watch
+	m.mu.Unlock()
+	g := m.s.guest
+	env := g.Command.Env
+	g.Command = guest.AgentCommand(false)
+	g.Command.Env = append(append(g.Command.Env, env...), m.c.Env...)
+	g.Command.Dir = "/"
+	g.Stdin, g.Stdout, g.Stderr = toGuest, fromGuest, r.console
+	input := newInput()
+	r.console.in = input
+	r.ends = append(r.ends, input)
+	g.Console.In, g.Console.Out = input, watch
+	var once sync.Once
+	g.OnStart = func(string) { once.Do(func() { close(r.started) }) }
+	run, err := guest.Start(ctx, g)
+	if err != nil {
+		close(r.ended)
+		return err
+	}
+	r.g = run
+	r.client = agent.NewClient(stdout, stdin)
+	go func() {
+		r.result, r.err = run.Wait()
+		r.console.end()
+		fromGuest.Close()
+		close(r.ended)
+	}()
+	select {
+	case <-r.started:
+		return nil
+	case <-r.ended:
+		if r.err == nil {
+			return errors.New("the guest ended before it took commands")
+		}
+		return r.err
+	}
+}
+
+// end stops the guest and releases what one boot held.
+func (m *Machine) end() {
+	r := m.guest
+	if r == nil || r.g == nil {
+		return
+	}
+	r.cancel()
+	r.g.Close()
+	for _, c := range r.ends {
+		c.Close()
+	}
+	<-r.ended
+	<-r.client.Done()
+	for _, d := range m.s.disks {
+		if d.cache == nil {
+			continue
+		}
+		if err := d.cache.powerCut(); err != nil {
+			m.t.Error(err)
+		}
+	}
+	r.g = nil
+}
+
+// Result is how a command ended.
+type Result struct {
+	Stdout, Stderr string
+	// Status is the exit status; 128 + the signal's number after a signal.
+	Status int
+}
+
+// Run runs a command in the guest, as root in the folder /, and returns how it
+// ended: a status that is not 0 is no error. Any number may run at a time.
+// When ctx ends, the command is killed. The error is about the guest: it has
+// ended, or its kernel panicked.
+func (m *Machine) Run(ctx context.Context, name string, args ...string) (Result, error) {
+	return m.RunWith(ctx, nil, name, args...)
+}
+
+// RunWith is Run with a standard input.
+func (m *Machine) RunWith(ctx context.Context, stdin io.Reader, name string, args ...string) (Result, error) {
+	r := m.guest
+	if r.client == nil {
+		return Result{}, errors.New("the guest does not run")
+	}
+	env := guest.CommandEnv(append(guestEnviron(nil, &m.c), m.c.Env...))
+	for _, e := range m.s.guest.Command.Env {
+		env = append(env, e)
+	}
+	var stdout, stderr bytes.Buffer
+	s, err := r.client.Start(agent.Command{Args: append([]string{name}, args...), Env: env, Dir: "/"}, stdin, &stdout, &stderr)
+	if err != nil {
+		return Result{}, m.gone(err)
+	}
+	select {
+	case <-s.Done():
+	case <-ctx.Done():
+		s.Kill()
+		select {
+		case <-s.Done():
+		case <-r.ended:
+		}
+		return Result{}, fmt.Errorf("%s in the guest: %w", name, context.Cause(ctx))
+	case <-r.ended:
+		<-s.Done() // its stream has ended too
+	}
+	exit, err := s.Wait()
+	if err != nil {
+		return Result{}, m.gone(err)
+	}
+	if exit.Error != "" {
+		stderr.WriteString(exit.Error + "\n")
+	}
+	return Result{stdout.String(), stderr.String(), exit.Status}, nil
+}
+
+// gone explains why the guest is.
+func (m *Machine) gone(err error) error {
+	<-m.guest.ended
+	if m.guest.err != nil {
+		return m.guest.err
+	}
+	return fmt.Errorf("the guest ended (%v): %w", m.guest.result.Reason, err)
+}
+
+// Console is the guest's serial console.
+func (m *Machine) Console() *Console { return m.guest.console }
+
+// Troubles are the oopses, lockups and OOM kills of this boot, as a text of
+// some lines each; empty if there were none.
+func (m *Machine) Troubles() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	text, _ := describe(m.watch.troubles())
+	return text
+}
+
+// Kill cuts the guest's power. Its disks stay as they are: Reset boots on
+// them again.
+func (m *Machine) Kill() { m.end() }
+
+// Reset cuts the guest's power, if it runs, and boots it again on the same
+// disks.
+func (m *Machine) Reset() {
+	m.t.Helper()
+	m.end()
+	m.boot()
+}
+
+// Wait waits until the guest has ended by itself.
+func (m *Machine) Wait(ctx context.Context) error {
+	select {
+	case <-m.guest.ended:
+		return m.guest.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Disk is the guest's disk i: 0 is /dev/vda.
+func (m *Machine) Disk(i int) *MachineDisk {
+	m.t.Helper()
+	if i < 0 || i >= len(m.disks) {
+		m.t.Fatalf("the guest has %d disks, not a disk %d", len(m.disks), i)
+	}
+	return m.disks[i]
+}
+
+// keep copies what Config.Artifacts asks for.
+func (m *Machine) keep() {
+	dir, err := newArtifacts(m.c.Artifacts, m.t.Name())
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "console.log"), []byte(m.guest.console.Text()), 0o666)
+	}
+	if err == nil && m.c.Base != "" && (m.t.Failed() || m.c.Keep) {
+		err = m.s.keepRoot(dir)
+	}
+	if err != nil {
+		m.t.Errorf("artifacts: %v", err)
+	}
+}
