@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -37,7 +38,14 @@ func cli(t *testing.T, args ...string) string {
 // serve9P runs `moovm serve 9p` and returns a client's view of the tree.
 func serve9P(t *testing.T, args ...string) p9.File {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "s")
+	root, _ := serve9PAt(t, args...)
+	return root
+}
+
+// serve9PAt says where, too.
+func serve9PAt(t *testing.T, args ...string) (root9P p9.File, socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "s")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	root := newRootCommand()
@@ -87,7 +95,7 @@ func serve9P(t *testing.T, args ...string) p9.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f
+	return f, socket
 }
 
 // fileOf reads a file of the tree, whose size must be right before that.
@@ -170,7 +178,7 @@ func (l layoutFields) image(size int, backing string, mtime uint32) (file, heade
 // what `moovm info` and `moovm map` print, or has the bytes of the file.
 func TestServe9PLayouts(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
-	const size = 1 << 20
+	const size = 256 << 10
 	for _, l := range layoutTable {
 		t.Run(l.variant.String(), func(t *testing.T) {
 			dir := t.TempDir()
@@ -290,5 +298,20 @@ func TestServe9PNames(t *testing.T) {
 		if got := fileOf(t, root, "disks/"+name+"/size"); got != "1048576\n" {
 			t.Errorf("%s: %q", name, got)
 		}
+	}
+}
+
+// diod's client, which asks whether it must authenticate first.
+func TestServe9PDiod(t *testing.T) {
+	diodcat, err := exec.LookPath("diodcat")
+	if err != nil {
+		t.Skip("needs diodcat; install the package diod")
+	}
+	path := filepath.Join(t.TempDir(), "d.cow")
+	cli(t, "-q", "create", "-s", "1M", path)
+	root, socket := serve9PAt(t, path)
+	out, err := exec.Command(diodcat, "-s", socket, "-a", "/", "disks/vda/info", "version").CombinedOutput()
+	if err != nil || string(out) != fileOf(t, root, "disks/vda/info")+fileOf(t, root, "version") {
+		t.Errorf("%q, %v", out, err)
 	}
 }

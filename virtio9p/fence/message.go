@@ -19,6 +19,7 @@ const (
 	tunlink  = 76
 	tversion = 100
 	rversion = 101
+	tauth    = 102
 	tattach  = 104
 	tflush   = 108
 	rflush   = 109

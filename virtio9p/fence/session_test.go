@@ -152,7 +152,7 @@ func TestMalformed(t *testing.T) {
 		{"R-message", wire.Msg(wire.Tclunk+1, 3), linux.EOPNOTSUPP},
 		{"unknown type", wire.Msg(255, 3, "who"), linux.EOPNOTSUPP},
 		{"Rlerror", wire.Msg(7, 3, uint32(5)), linux.EOPNOTSUPP},
-		{"Tauth", wire.Msg(wire.Tauth, 3, uint32(1), "", "", uint32(0)), linux.EOPNOTSUPP},
+		{"Tauth", wire.Msg(wire.Tauth, 3, uint32(1), "", "", uint32(0)), linux.ENOENT},
 		{"Tgetlock", wire.Msg(wire.Tgetlock, 3, uint32(0), uint8(0), uint64(0), uint64(0), uint32(1), "x"), linux.EOPNOTSUPP},
 		{"Txattrwalk", wire.Msg(wire.Txattrwalk, 3, uint32(0), uint32(5), "user.x"), linux.EOPNOTSUPP},
 		{"Txattrcreate", wire.Msg(wire.Txattrcreate, 3, uint32(0), "user.x", uint64(1<<40), uint32(0)), linux.EOPNOTSUPP},
