@@ -3,7 +3,6 @@ package guesttest
 import (
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -165,14 +164,4 @@ func diskName(i int) string {
 		return "vd" + string(rune('a'+i))
 	}
 	return diskName(i/26-1) + string(rune('a'+i%26))
-}
-
-// sizeText is for messages: 1G, 512.
-func sizeText(n int64) string {
-	for i := len("KMGT"); i > 0; i-- {
-		if unit := int64(1) << (10 * i); n >= unit && n%unit == 0 {
-			return strconv.FormatInt(n/unit, 10) + "KMGT"[i-1:i]
-		}
-	}
-	return strconv.FormatInt(n, 10)
 }

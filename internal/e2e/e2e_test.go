@@ -29,6 +29,7 @@ const patience = 4 * time.Minute
 var moovmBin, kernel, base string
 
 func TestMain(m *testing.M) {
+	harnessHook(m)
 	moovmBin, kernel, base = os.Getenv("MOOVM_BIN"), os.Getenv("MOOVM_KERNEL"), os.Getenv("MOOVM_BASE")
 	status := m.Run()
 	if moovmBin != "" {
