@@ -106,7 +106,10 @@ func filter(n Needs) seccomp.Filter {
 		names = append(names, "mkdirat", "mknodat", "linkat", "symlinkat", "renameat", "renameat2", "truncate",
 			"chmod", "fchmod", "fchmodat", "fchown", "fchownat", "lchown", "utimensat")
 	}
-	const executable = unix.PROT_EXEC
+	const (
+		executable = unix.PROT_EXEC
+		kvmRun     = 0xae80
+	)
 	conditional := []seccomp.NameWithConditions{
 		{Name: "mmap", Conditions: seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsNotSet, Value: executable}}},
 		{Name: "mprotect", Conditions: seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsNotSet, Value: executable}}},
@@ -126,6 +129,9 @@ func filter(n Needs) seccomp.Filter {
 		Policy: seccomp.Policy{
 			DefaultAction: seccomp.ActionErrno,
 			Syscalls: []seccomp.SyscallGroup{
+				// First what is called most: the filter is a list.
+				{Action: seccomp.ActionAllow, NamesWithCondtions: []seccomp.NameWithConditions{{Name: "ioctl",
+					Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: kvmRun}}}}},
 				{Action: seccomp.ActionAllow, Names: names, NamesWithCondtions: conditional},
 				// A filter cannot look into clone3's arguments; a C library falls
 				// back to clone when it is told that there is none.
