@@ -173,7 +173,9 @@ func startCommand(c Command, program string, env []string) (*process, error) {
 		Dir:   workDir(c),
 		Env:   env,
 		Files: []uintptr{pipes[0][0].Fd(), pipes[1][1].Fd(), pipes[2][1].Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+		// A group, for signals, but no session of its own: a session's leader
+		// would get every terminal that it opens as its controlling one.
+		Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	if err != nil {
 		closeAll()

@@ -30,6 +30,7 @@ for package in "$@"; do
 	done
 	other=$(LC_ALL=C diff "$work/$name.host.list" "$work/$name.guest.list" | sed -nE 's/^< (.*)/host \1/p; s/^> (.*)/guest \1/p' | sort -k2,2 -k1,1r | paste -sd ';' | sed 's/;/; /g' || true)
 	if [ -n "$other" ]; then differ=1; fi
+	[ ${#other} -lt 3000 ] || other="${other:0:3000}… (cut)"
 	# shellcheck disable=SC2016
 	printf '| `%s` | %s, %s, %s | %s, %s, %s | %s |\n' "$package" \
 		"$(count "$work/$name.host.list" PASS)" "$(count "$work/$name.host.list" FAIL)" "$(count "$work/$name.host.list" SKIP)" \

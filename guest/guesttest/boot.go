@@ -313,6 +313,9 @@ func runGuestOnce(j *job, signals <-chan os.Signal) (status int, err error) {
 		return guest.StatusCannotRun, err
 	}
 	status = guest.ExitStatus(result, err)
+	if s := result.Control.Signal; err == nil && s != 0 {
+		stdout.fail(fmt.Sprintf("the test binary was killed: %v (signal %d)", syscall.Signal(s), s))
+	}
 	status, err = verdict(c, status, err, stdout, watch)
 	if j.Keep != "" && len(s.disks) > 0 && c.Base != "" && (status != 0 || c.Keep) {
 		run.Close()

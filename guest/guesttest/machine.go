@@ -24,6 +24,8 @@ type Machine struct {
 	guest *running
 	disks []*MachineDisk
 
+	power sync.Mutex // held while the guest is ended
+
 	mu    sync.Mutex
 	watch *consoleWatch
 }
@@ -43,6 +45,8 @@ type running struct {
 
 // Start boots a guest and waits until it takes commands; t.Cleanup ends it.
 // What keeps it from starting fails the test. The first of c.Kernels is used.
+// The test binary and its package's folder are in the guest under their own
+// names, so it can run functions of this same package.
 //
 // It needs a KVM that works in this process: packages that use it call
 // HostMain in TestMain, which brings one.
@@ -66,7 +70,11 @@ func Start(t testing.TB, c Config) *Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := newSetup(&c, need{dir: dir})
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newSetup(&c, need{program: self, dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,6 +167,8 @@ func (m *Machine) bootOnce() error {
 
 // end stops the guest and releases what one boot held.
 func (m *Machine) end() {
+	m.power.Lock()
+	defer m.power.Unlock()
 	r := m.guest
 	if r == nil || r.g == nil {
 		return
@@ -193,11 +203,18 @@ type Result struct {
 // When ctx ends, the command is killed. The error is about the guest: it has
 // ended, or its kernel panicked.
 func (m *Machine) Run(ctx context.Context, name string, args ...string) (Result, error) {
-	return m.RunWith(ctx, nil, name, args...)
+	return m.RunWith(ctx, Streams{}, name, args...)
 }
 
-// RunWith is Run with a standard input.
-func (m *Machine) RunWith(ctx context.Context, stdin io.Reader, name string, args ...string) (Result, error) {
+// Streams are the standard streams of a command. What Stdout and Stderr take,
+// as it comes, is not in the Result.
+type Streams struct {
+	Stdin          io.Reader // nil = empty
+	Stdout, Stderr io.Writer // nil = into the Result
+}
+
+// RunWith is Run with streams of one's own.
+func (m *Machine) RunWith(ctx context.Context, streams Streams, name string, args ...string) (Result, error) {
 	r := m.guest
 	if r.client == nil {
 		return Result{}, errors.New("the guest does not run")
@@ -207,7 +224,13 @@ func (m *Machine) RunWith(ctx context.Context, stdin io.Reader, name string, arg
 		env = append(env, e)
 	}
 	var stdout, stderr bytes.Buffer
-	s, err := r.client.Start(agent.Command{Args: append([]string{name}, args...), Env: env, Dir: "/"}, stdin, &stdout, &stderr)
+	if streams.Stdout == nil {
+		streams.Stdout = &stdout
+	}
+	if streams.Stderr == nil {
+		streams.Stderr = &stderr
+	}
+	s, err := r.client.Start(agent.Command{Args: append([]string{name}, args...), Env: env, Dir: "/"}, streams.Stdin, streams.Stdout, streams.Stderr)
 	if err != nil {
 		return Result{}, m.gone(err)
 	}
@@ -228,7 +251,7 @@ func (m *Machine) RunWith(ctx context.Context, stdin io.Reader, name string, arg
 		return Result{}, m.gone(err)
 	}
 	if exit.Error != "" {
-		stderr.WriteString(exit.Error + "\n")
+		fmt.Fprintln(streams.Stderr, exit.Error)
 	}
 	return Result{stdout.String(), stderr.String(), exit.Status}, nil
 }

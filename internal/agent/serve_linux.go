@@ -120,7 +120,7 @@ func (a *server) start(f Frame) {
 		}
 	}
 	proc, err := os.StartProcess(program, c.Args, &os.ProcAttr{
-		Dir: c.Dir, Env: c.Env, Files: files[:], Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: c.Dir, Env: c.Env, Files: files[:], Sys: &syscall.SysProcAttr{Setpgid: true}, // not the leader of a session: it may open terminals
 	})
 	closeFiles(files[:])
 	if err != nil {

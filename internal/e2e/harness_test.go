@@ -222,7 +222,7 @@ func TestHarnessStart(t *testing.T) {
 	defer cancel()
 	m := guesttest.Start(t, guesttest.Config{Kernels: []string{kernel}, Base: image, Disks: []guesttest.Disk{{Size: 1 << 20, Serial: "extra"}}})
 
-	r, err := m.RunWith(ctx, strings.NewReader("typed"), "sh", "-c", "cat; echo oops >&2; exit 7")
+	r, err := m.RunWith(ctx, guesttest.Streams{Stdin: strings.NewReader("typed")}, "sh", "-c", "cat; echo oops >&2; exit 7")
 	if err != nil || r != (guesttest.Result{Stdout: "typed", Stderr: "oops\n", Status: 7}) {
 		t.Errorf("%+v, %v", r, err)
 	}
