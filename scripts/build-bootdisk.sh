@@ -27,6 +27,9 @@ as_root mmdebstrap --quiet --variant=minbase --include=systemd-sysv,udev,initram
 	--customize-hook='echo bootdisk > "$1/etc/hostname"' \
 	--customize-hook='chroot "$1" passwd -q -d root' \
 	--customize-hook='printf "LABEL=moovm-boot / ext4 errors=remount-ro 0 1\n" > "$1/etc/fstab"' \
+	--customize-hook='echo MODULES=list > "$1/etc/initramfs-tools/conf.d/modules"' \
+	--customize-hook='printf "virtio_pci\nvirtio_blk\next4\n" > "$1/etc/initramfs-tools/modules"' \
+	--customize-hook='chroot "$1" update-initramfs -u >/dev/null' \
 	bookworm "$tmp/root" "${sources[@]}"
 as_root mkdir -p "$tmp/root/boot/grub"
 as_root tee "$tmp/root/boot/grub/grub.cfg" >/dev/null <<'CFG'

@@ -18,6 +18,7 @@ func bootDebian(t *testing.T, platform string, firmware ...string) (*qemu, *virt
 	if disk == "" {
 		t.Skip("needs MOOVM_BOOTDISK, the image that scripts/build-bootdisk.sh makes; `make test` sets it")
 	}
+	t.Parallel()
 	dir := t.TempDir()
 	dev := blkDevice(t, virtioblk.Config{Backend: overlayOn(t, dir, disk), Queues: 2})
 	sock := filepath.Join(dir, "s")
@@ -52,8 +53,8 @@ func TestQEMUDebian(t *testing.T) {
 	login(t, q, dev)
 }
 
-// OVMF finds the EFI partition on our disk and loads GRUB from it; the long
-// test goes on to Debian.
+// OVMF finds the EFI partition on our disk and loads GRUB from it; `make soak`
+// goes on to Debian.
 func TestQEMUOVMF(t *testing.T) {
 	const code, vars = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 	b, err := os.ReadFile(vars)
@@ -65,7 +66,7 @@ func TestQEMUOVMF(t *testing.T) {
 		t.Fatal(err)
 	}
 	q, dev := bootDebian(t, "efi", "-drive", "if=pflash,format=raw,readonly=on,file="+code, "-drive", "if=pflash,format=raw,file="+mine)
-	if os.Getenv("MOOVM_TEST_LONG") != "" {
+	if os.Getenv("MOOVM_SOAK") != "" {
 		login(t, q, dev)
 		return
 	}

@@ -43,6 +43,7 @@ func TestQEMULinux(t *testing.T) {
 	if _, err := exec.LookPath("fio"); err != nil {
 		t.Skip("fio is missing: apt-get install fio")
 	}
+	t.Parallel()
 	dir := t.TempDir()
 	rootDev := blkDevice(t, virtioblk.Config{Backend: overlayOn(t, dir, baseImg), Queues: 2})
 	rootSock := filepath.Join(dir, "root")

@@ -156,6 +156,7 @@ func TestQEMUServerKilled(t *testing.T) {
 	if testing.Short() || os.Getenv("MOOVM_TEST_LONG") == "" {
 		t.Skip("takes 10 seconds: set MOOVM_TEST_LONG=1")
 	}
+	t.Parallel()
 	for _, kind := range []string{"raw", "cow"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
