@@ -32,12 +32,12 @@ func listenMetrics(socket string) (*metricsServer, error) {
 	return &metricsServer{listener: l}, nil
 }
 
-// Serve shows the counters of m until Close.
-func (s *metricsServer) Serve(m *vmm.Machine) {
+// Serve shows the counters until Close.
+func (s *metricsServer) Serve(stats func() vmm.Stats) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		writeMetrics(w, m.Stats())
+		writeMetrics(w, stats())
 	})
 	s.server = &http.Server{
 		Handler:           mux,

@@ -404,7 +404,7 @@ func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) 
 	}
 	c.BeforeStart = func(machine *vmm.Machine) error {
 		if counters != nil {
-			counters.Serve(machine)
+			counters.Serve(machine.Stats)
 		}
 		if m.noConfine {
 			return nil
