@@ -1,5 +1,15 @@
 package vmm
 
+import "github.com/moovm/moovm/internal/kvm"
+
+// ports serves an exit by ports: one access, or as many as a string
+// instruction makes.
+func (m *Machine) ports(io kvm.IO) {
+	for i := range io.Count {
+		m.port(io.Port, io.Data[i*io.Size:][:io.Size], io.Out)
+	}
+}
+
 // port serves one access of 1, 2 or 4 bytes to an I/O port. A port without a
 // device reads all ones and ignores writes. Devices are a byte wide, so wider
 // accesses are split as an ISA bus does, except for PCI configuration.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -374,19 +375,12 @@ func TestUnclaimedAddresses(t *testing.T) {
 	}
 }
 
-// TestNothingLeaks starts and stops many machines in one process.
+// TestNothingLeaks starts and stops a hundred machines in one process.
 func TestNothingLeaks(t *testing.T) {
 	needKVM(t)
-	count := func() int {
-		d, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Skip("needs /proc/self/fd")
-		}
-		return len(d)
-	}
 	one := func() {
 		m, err := New(Config{Memory: 4 << 20, CPUs: 2, Kernel: asm{}.print("x").powerOff().kernel(),
-			Disks: []Disk{{Backend: zeroDisk(1 << 20)}}})
+			Disks: []Disk{{Backend: zeroDisk(1 << 20)}}, Shares: []Share{{Tag: "x", Attacher: noTree{}}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -397,14 +391,43 @@ func TestNothingLeaks(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	one() // the runtime's own descriptors
-	before := count()
-	for range 15 {
+	for range 5 { // the runtime's own descriptors and threads
 		one()
 	}
-	if after := count(); after > before {
-		t.Errorf("%d descriptors before, %d after", before, after)
+	before := holdings(t)
+	for range 100 {
+		one()
 	}
+	// Threads of the runtime come and go; a leak would be a hundred.
+	after := holdings(t)
+	if after.files > before.files || after.mappings > before.mappings || after.threads > before.threads+10 || after.goroutines > before.goroutines {
+		t.Errorf("before a hundred machines: %+v, after: %+v", before, after)
+	}
+}
+
+// held counts what a process holds.
+type held struct{ files, mappings, threads, goroutines int }
+
+func holdings(t *testing.T) (h held) {
+	t.Helper()
+	count := func(dir string) int {
+		d, err := os.ReadDir(dir)
+		if err != nil {
+			t.Skip("needs /proc/self")
+		}
+		return len(d)
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Skip("needs /proc/self/maps")
+	}
+	h.files, h.threads, h.goroutines = count("/proc/self/fd"), count("/proc/self/task"), runtime.NumGoroutine()
+	for _, line := range strings.Split(string(maps), "\n") {
+		if strings.Contains(line, "moovm-ram") || strings.Contains(line, "kvm") {
+			h.mappings++
+		}
+	}
+	return h
 }
 
 // zeroDisk is a disk of zeros.

@@ -63,10 +63,7 @@ func (c *vcpu) run() {
 		}
 		switch exit {
 		case kvm.ExitIO:
-			io := c.v.IO()
-			for i := range io.Count {
-				c.m.port(io.Port, io.Data[i*io.Size:][:io.Size], io.Out)
-			}
+			c.m.ports(c.v.IO())
 		case kvm.ExitMMIO:
 			a := c.v.MMIO()
 			c.m.mmio(a.Addr, a.Data, a.Write)
@@ -115,13 +112,14 @@ type VCPUError struct {
 	EFER               uint64
 	General            [16]uint64 // RAX RBX RCX RDX RSI RDI RSP RBP R8…R15
 	CS                 uint16
-	// Code is the guest code at RIP, as far as it is mapped.
-	Code []byte
+	// Code is the guest code at RIP, Before the code in front of it (what was
+	// executed last, if it did not jump here), as far as they are mapped.
+	Code, Before []byte
 }
 
 func (e *VCPUError) Error() string {
-	return fmt.Sprintf("vCPU %d: %s: %s; rip=%#x cs=%#x rflags=%#x cr0=%#x cr3=%#x cr4=%#x efer=%#x code=% x",
-		e.CPU, e.Exit, e.Detail, e.RIP, e.CS, e.RFLAGS, e.CR0, e.CR3, e.CR4, e.EFER, e.Code)
+	return fmt.Sprintf("vCPU %d: %s: %s; rip=%#x cs=%#x rflags=%#x cr0=%#x cr3=%#x cr4=%#x efer=%#x code=% x >% x",
+		e.CPU, e.Exit, e.Detail, e.RIP, e.CS, e.RFLAGS, e.CR0, e.CR3, e.CR4, e.EFER, e.Before, e.Code)
 }
 
 // Registers is a table of the registers, several lines long.
@@ -151,12 +149,24 @@ func (c *vcpu) failure(exit kvm.Exit, detail string) *VCPUError {
 	}
 	if s, err := c.v.Sregs(); err == nil {
 		e.CR0, e.CR2, e.CR3, e.CR4, e.EFER, e.CS = s.CR0, s.CR2, s.CR3, s.CR4, s.EFER, s.CS.Selector
-		if at, ok := c.v.Translate(s.CS.Base + e.RIP); ok {
-			code := make([]byte, min(15, pageSize-at%pageSize))
-			if c.m.ram.mem.Read(at, code) == nil {
-				e.Code = code
-			}
-		}
+		e.Code = c.code(s.CS.Base+e.RIP, 15)
+		// Up to a page's beginning, which may be the mapping's.
+		before := min(32, (s.CS.Base+e.RIP)%pageSize)
+		e.Before = c.code(s.CS.Base+e.RIP-before, before)
 	}
 	return e
+}
+
+// code reads up to n bytes of guest code at a linear address, up to the page's
+// end.
+func (c *vcpu) code(linear, n uint64) []byte {
+	at, ok := c.v.Translate(linear)
+	if !ok || n == 0 {
+		return nil
+	}
+	p := make([]byte, min(n, pageSize-at%pageSize))
+	if c.m.ram.mem.Read(at, p) != nil {
+		return nil
+	}
+	return p
 }

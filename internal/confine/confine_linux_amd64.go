@@ -25,9 +25,11 @@ func Apply(n Needs) (Result, error) {
 		return r, err
 	}
 	if seccomp.Supported() {
-		f := filter(n)
-		if err := seccomp.LoadFilter(f); err != nil {
-			return r, fmt.Errorf("confine: %w", err)
+		for _, p := range append(refusals(), allowed(n)) {
+			f := seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: p}
+			if err := seccomp.LoadFilter(f); err != nil {
+				return r, fmt.Errorf("confine: %w", err)
+			}
 		}
 		r.Seccomp = true
 	}
@@ -73,18 +75,25 @@ func restrictFiles(n Needs) (int, error) {
 	return version, nil
 }
 
-// filter is the seccomp filter: a list of what is allowed.
-func filter(n Needs) seccomp.Filter {
+// All filters are asked about a system call, and the strictest answer counts:
+// one allows a list of calls, and for each of those that is dangerous with some
+// arguments another refuses it then. They are not one filter because the
+// library (v1.6.0) forgets the call's number once it has looked at arguments:
+// what comes after that is compared with an argument.
+
+// allowed lists the calls that are allowed, by their numbers alone.
+func allowed(n Needs) seccomp.Policy {
 	names := []string{
+		"ioctl", // the first, as most calls are KVM_RUN
 		// Descriptors that are open.
 		"read", "write", "pread64", "pwrite64", "readv", "writev", "preadv", "pwritev", "preadv2", "pwritev2",
 		"lseek", "close", "dup", "dup3", "fcntl", "fstat", "fstatfs", "fsync", "fdatasync", "sync_file_range", "fallocate", "ftruncate",
 		"flock", "fadvise64", "copy_file_range", "splice", "sendfile",
 		"poll", "ppoll", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "eventfd2", "pipe2",
-		// Memory, but for what makes it executable.
-		"munmap", "mremap", "madvise", "brk", "mincore",
+		// Memory.
+		"mmap", "mprotect", "munmap", "mremap", "madvise", "brk", "mincore",
 		// Threads, signals and time.
-		"futex", "set_robust_list", "rseq", "sigaltstack", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
+		"clone", "tgkill", "futex", "set_robust_list", "rseq", "sigaltstack", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
 		"sched_yield", "sched_getaffinity", "gettid", "getpid", "exit", "exit_group", "restart_syscall",
 		"nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres", "gettimeofday",
 		"getrandom", "getuid", "geteuid", "getgid", "getegid", "umask", "uname",
@@ -106,52 +115,55 @@ func filter(n Needs) seccomp.Filter {
 		names = append(names, "mkdirat", "mknodat", "linkat", "symlinkat", "renameat", "renameat2", "truncate",
 			"chmod", "fchmod", "fchmodat", "fchown", "fchownat", "lchown", "utimensat")
 	}
-	const (
-		executable = unix.PROT_EXEC
-		kvmRun     = 0xae80
-	)
-	conditional := []seccomp.NameWithConditions{
-		{Name: "mmap", Conditions: seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsNotSet, Value: executable}}},
-		{Name: "mprotect", Conditions: seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsNotSet, Value: executable}}},
-		// Threads, no processes.
-		{Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: unix.CLONE_THREAD}}},
-		// Signals to threads of this process only.
-		{Name: "tgkill", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.Equal, Value: uint64(unix.Getpid())}}},
-		kvmRequests(),
-	}
-	for _, request := range []uint64{unix.TCGETS, unix.TCSETS, unix.TCSETSW, unix.TCSETSF, unix.TIOCGWINSZ} {
-		conditional = append(conditional, seccomp.NameWithConditions{Name: "ioctl",
-			Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: request}}})
-	}
-	return seccomp.Filter{
-		NoNewPrivs: true,
-		Flag:       seccomp.FilterFlagTSync,
-		Policy: seccomp.Policy{
-			DefaultAction: seccomp.ActionErrno,
-			Syscalls: []seccomp.SyscallGroup{
-				// First what is called most: the filter is a list.
-				{Action: seccomp.ActionAllow, NamesWithCondtions: []seccomp.NameWithConditions{{Name: "ioctl",
-					Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.Equal, Value: kvmRun}}}}},
-				{Action: seccomp.ActionAllow, Names: names, NamesWithCondtions: conditional},
-				// A filter cannot look into clone3's arguments; a C library falls
-				// back to clone when it is told that there is none.
-				{Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS), Names: []string{"clone3"}},
-			},
+	return seccomp.Policy{
+		DefaultAction: seccomp.ActionErrno,
+		Syscalls: []seccomp.SyscallGroup{
+			{Action: seccomp.ActionAllow, Names: names},
+			// Which threads it makes is in memory that a filter cannot see; a C
+			// library falls back to clone when it is told that there is none.
+			{Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS), Names: []string{"clone3"}},
 		},
 	}
 }
 
-// kvmRequests matches the ioctls of KVM: those whose type, the second byte, is
-// 0xae.
-func kvmRequests() seccomp.NameWithConditions {
-	const kvmType = 0xae
-	c := seccomp.NameWithConditions{Name: "ioctl"}
-	for bit := uint64(1); bit <= 0x80; bit <<= 1 {
-		op := seccomp.BitsNotSet
-		if kvmType&bit != 0 {
-			op = seccomp.BitsSet
+// refusals refuse what is dangerous of the calls that are allowed, each one
+// call.
+func refusals() []seccomp.Policy {
+	refuse := func(name string, any ...seccomp.ArgumentConditions) seccomp.Policy {
+		g := seccomp.SyscallGroup{Action: seccomp.ActionErrno}
+		for _, all := range any {
+			g.NamesWithCondtions = append(g.NamesWithCondtions, seccomp.NameWithConditions{Name: name, Conditions: all})
 		}
-		c.Conditions = append(c.Conditions, seccomp.Condition{Argument: 1, Operation: op, Value: bit << 8})
+		return seccomp.Policy{DefaultAction: seccomp.ActionAllow, Syscalls: []seccomp.SyscallGroup{g}}
 	}
-	return c
+	when := func(argument uint32, op seccomp.Operation, value uint64) seccomp.ArgumentConditions {
+		return seccomp.ArgumentConditions{{Argument: argument, Operation: op, Value: value}}
+	}
+	return []seccomp.Policy{
+		refuse("mmap", when(2, seccomp.BitsSet, unix.PROT_EXEC)),
+		refuse("mprotect", when(2, seccomp.BitsSet, unix.PROT_EXEC)),
+		// Threads, no processes.
+		refuse("clone", when(0, seccomp.BitsNotSet, unix.CLONE_THREAD)),
+		// Signals to threads of this process only.
+		refuse("tgkill", when(0, seccomp.NotEqual, uint64(unix.Getpid()))),
+		refuse("ioctl", otherRequests()...),
+	}
+}
+
+// otherRequests matches the ioctls that are neither KVM's, whose type (the
+// second byte) is 0xae, nor those that a terminal needs.
+func otherRequests() (any []seccomp.ArgumentConditions) {
+	const kvmType = 0xae
+	for bit := uint64(1); bit <= 0x80; bit <<= 1 {
+		op := seccomp.BitsSet
+		if kvmType&bit != 0 {
+			op = seccomp.BitsNotSet
+		}
+		all := seccomp.ArgumentConditions{{Argument: 1, Operation: op, Value: bit << 8}}
+		for _, request := range []uint64{unix.TCGETS, unix.TCSETS, unix.TCSETSW, unix.TCSETSF, unix.TIOCGWINSZ} {
+			all = append(all, seccomp.Condition{Argument: 1, Operation: seccomp.NotEqual, Value: request})
+		}
+		any = append(any, all)
+	}
+	return any
 }
