@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moovm/moovm/internal/unixsock"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -25,7 +26,7 @@ type metricsServer struct {
 
 // listenMetrics makes the socket. Who connects waits until Serve.
 func listenMetrics(socket string) (*metricsServer, error) {
-	l, err := listenUnix(socket)
+	l, err := unixsock.Listen(socket)
 	if err != nil {
 		return nil, err
 	}

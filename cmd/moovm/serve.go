@@ -3,16 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
-	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/internal/unixsock"
 	"github.com/moovm/moovm/virtio/vhostuser"
 	"github.com/moovm/moovm/virtio9p/fence"
 	"github.com/moovm/moovm/virtioblk"
@@ -73,7 +69,6 @@ Hypervisor, crosvm and others, until it is interrupted. One client at a time.`,
 			if err != nil {
 				return err
 			}
-			defer os.Remove(socket)
 			if !g.quiet {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s is served on %s\n", flag.path, socket)
 			}
@@ -131,11 +126,10 @@ it is interrupted. The images are opened read-only; the first is disks/vda.`,
 			if err != nil {
 				return err
 			}
-			l, err := listenUnix(socket)
+			l, err := unixsock.Listen(socket)
 			if err != nil {
 				return err
 			}
-			defer os.Remove(socket)
 			if !g.quiet {
 				fmt.Fprintf(cmd.ErrOrStderr(), "the tree is served on %s\n", socket)
 			}
@@ -147,27 +141,4 @@ it is interrupted. The images are opened read-only; the first is disks/vda.`,
 	f.BoolVar(&reveal, "reveal-paths", false, "show clients the paths of files on this machine")
 	images.register(f)
 	return cmd
-}
-
-// listenUnix makes a socket that only this user can connect to. One that
-// nobody listens on any more is replaced.
-func listenUnix(path string) (net.Listener, error) {
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("%s: somebody listens there already; choose another path", path)
-	} else if errors.Is(err, syscall.ECONNREFUSED) {
-		if st, err := os.Lstat(path); err == nil && st.Mode().Type() == fs.ModeSocket {
-			os.Remove(path)
-		}
-	}
-	// The folder's permissions decide until the socket's own are set.
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", filepath.Clean(path), err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
 }

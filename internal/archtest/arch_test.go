@@ -23,7 +23,7 @@ var arrows = map[string][]string{
 	"virtio":                {},
 	"virtio/pci":            {"virtio"},
 	"virtio/mmio":           {"virtio"},
-	"virtio/vhostuser":      {"virtio"},
+	"virtio/vhostuser":      {"virtio", "internal/unixsock"},
 	"virtio/virtiotest":     {"virtio", "virtio/pci", "virtio/mmio", "virtio/vhostuser"},
 	"virtioblk":             {"virtio"},
 	"virtio9p":              {"virtio"},
@@ -38,9 +38,10 @@ var arrows = map[string][]string{
 	"guest/guesttest":       {"guest", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/sandbox"},
 	"internal/sandbox":      {"guest", "internal/agent"},
 	"internal/archtest":     {},
+	"internal/unixsock":     {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"guest", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine"},
+	"cmd/moovm": {"guest", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/unixsock"},
 	// Examples show the public rooms, to whoever embeds them.
 	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/guesttest", "guest/imagefs", "vmm"},
 }

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"time"
 
+	"github.com/moovm/moovm/internal/unixsock"
 	"github.com/moovm/moovm/virtio"
 )
 
@@ -31,25 +31,15 @@ func (o *Options) fill() {
 	}
 }
 
-// Listen listens on a UNIX socket at path. A socket nobody listens on any more,
-// left by a process that was killed, is replaced.
+// Listen listens on a UNIX socket at path that only this user can connect to. A
+// socket nobody listens on any more, left by a process that was killed, is
+// replaced.
 func Listen(path string) (*net.UnixListener, error) {
-	addr := &net.UnixAddr{Name: path, Net: "unix"}
-	l, err := net.ListenUnix("unix", addr)
-	if err == nil {
-		return l, nil
+	l, err := unixsock.Listen(path)
+	if err != nil {
+		return nil, fmt.Errorf("vhost-user: %w", err)
 	}
-	if st, serr := os.Lstat(path); serr != nil || st.Mode()&os.ModeSocket == 0 {
-		return nil, fmt.Errorf("vhost-user socket %s: %w", path, err)
-	}
-	if c, derr := net.DialUnix("unix", nil, addr); derr == nil {
-		c.Close()
-		return nil, fmt.Errorf("vhost-user socket %s: another process serves it", path)
-	}
-	if err := os.Remove(path); err != nil {
-		return nil, fmt.Errorf("vhost-user socket %s: %w", path, err)
-	}
-	return net.ListenUnix("unix", addr)
+	return l, nil
 }
 
 // Serve accepts connections on l and serves dev to them, one after the other,
