@@ -84,7 +84,7 @@ func ParseDisk(s string, parseSize func(string) (int64, error)) (Disk, error) {
 			var f Fault
 			f, err = parseFault(value, parseSize)
 			d.Faults = append(d.Faults, f)
-		case i == 0 && w != "":
+		case i == 0 && w != "" && (!has || strings.Contains(key, "/")):
 			d.Image = w
 		default:
 			err = fmt.Errorf("there is no option %q; use size=SIZE or a file, ro, serial=NAME, slow=TIME, volatile, fault=[OP:]EIO@OFFSET[+LENGTH]", w)

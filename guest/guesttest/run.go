@@ -323,7 +323,11 @@ func openSandbox(ctx context.Context, c *Config) (sandboxed, error) {
 	}
 	if len(conf.Writable) == 0 && c.Memory <= sandboxLargest {
 		conf.Memory = sandboxMemory
-		return sandbox.Join(ctx, conf)
+		s, err := sandbox.Join(ctx, conf)
+		if err != nil {
+			return nil, err
+		}
+		return sharedSandbox{s}, nil
 	}
 	dir, err := os.MkdirTemp("", "moovm-test-")
 	if err != nil {
@@ -346,6 +350,13 @@ func sandboxKernel(c *Config) (string, error) {
 		return "", ErrNoKernel
 	}
 	return c.Kernels[0], nil
+}
+
+// sharedSandbox is a place in the sandbox that all runs share.
+type sharedSandbox struct{ *sandbox.Session }
+
+func (s sharedSandbox) Run(cmd agent.Command, signals <-chan os.Signal) (int, error) {
+	return s.Session.Run(cmd, os.Stdin, os.Stdout, os.Stderr, signals)
 }
 
 // ownSandbox is a sandbox for one run.

@@ -21,6 +21,7 @@ func TestMain(m *testing.M) {
 	if guest.IsInit() {
 		guest.InitMain()
 	}
+	ServeIfAsked()
 	goleak.VerifyTestMain(m)
 }
 

@@ -111,11 +111,11 @@ func Join(ctx context.Context, c Config) (*Session, error) {
 // under this name. It goes with the session.
 func (s *Session) Scratch() string { return s.scratch }
 
-// Run runs a command in the sandbox with this process's standard streams, and
-// returns its exit status. The signals are passed on; when the command does
-// not end for long after one, it is killed.
-func (s *Session) Run(cmd agent.Command, signals <-chan os.Signal) (int, error) {
-	run, err := s.client.Start(cmd, os.Stdin, os.Stdout, os.Stderr)
+// Run runs a command in the sandbox and returns its exit status. The signals
+// are passed on; when the command does not end for long after one, it is
+// killed.
+func (s *Session) Run(cmd agent.Command, stdin io.Reader, stdout, stderr io.Writer, signals <-chan os.Signal) (int, error) {
+	run, err := s.client.Start(cmd, stdin, stdout, stderr)
 	if err != nil {
 		return 0, err
 	}
