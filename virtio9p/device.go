@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -147,9 +146,11 @@ type exchange struct {
 	d *Device
 	q *virtio.Queue
 	c *virtio.DescriptorChain
-	r io.Reader
-	w io.Writer
+	r *virtio.ChainReader
+	w *virtio.ChainWriter
 }
+
+var _ fence.Spans = (*exchange)(nil)
 
 func (x *exchange) Read(p []byte) (int, error) {
 	n, err := x.r.Read(p)
@@ -161,6 +162,27 @@ func (x *exchange) Write(p []byte) (int, error) {
 	n, err := x.w.Write(p)
 	x.d.replyBytes.Add(uint64(n))
 	return n, err
+}
+
+func (x *exchange) Readable(n int, dst [][]byte) ([][]byte, error) {
+	dst, err := x.r.Buffers(n, dst)
+	if err == nil {
+		x.d.requestBytes.Add(uint64(n))
+	}
+	return dst, err
+}
+
+func (x *exchange) Writable(n int, dst [][]byte) ([][]byte, error) {
+	dst, err := x.w.Buffers(n, dst)
+	if err == nil {
+		x.d.replyBytes.Add(uint64(n))
+	}
+	return dst, err
+}
+
+func (x *exchange) Unwrite(n int) {
+	x.w.Unwrite(n)
+	x.d.replyBytes.Add(-uint64(n))
 }
 
 // Done returns the chain. Replies come one by one from different goroutines,

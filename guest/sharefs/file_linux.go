@@ -225,6 +225,28 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
+// maxPieces is IOV_MAX.
+const maxPieces = 1024
+
+// ReadvAt is ReadAt into several pieces. It reads once: what is missing after
+// that is for the next read.
+func (f *file) ReadvAt(bufs [][]byte, off int64) (int, error) {
+	fd, err := f.opened()
+	if err != nil {
+		return 0, err
+	}
+	return retry(func() (int, error) { return unix.Preadv(fd, bufs[:min(len(bufs), maxPieces)], off) })
+}
+
+// WritevAt is WriteAt from several pieces, in one call.
+func (f *file) WritevAt(bufs [][]byte, off int64) (int, error) {
+	fd, err := f.opened()
+	if err != nil {
+		return 0, err
+	}
+	return retry(func() (int, error) { return unix.Pwritev(fd, bufs[:min(len(bufs), maxPieces)], off) })
+}
+
 // FSync implements p9.File.
 func (f *file) FSync() error {
 	fd, err := f.opened()

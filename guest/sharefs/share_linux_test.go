@@ -666,3 +666,39 @@ func TestConcurrent(t *testing.T) {
 		t.Errorf("%d entries, %v", len(entries), err)
 	}
 }
+
+// The way of a message through descriptors, the session and the file system.
+func BenchmarkDevice(b *testing.B) {
+	dir := b.TempDir()
+	write(b, dir+"/f", strings.Repeat("x", 500_000))
+	dev, err := virtio9p.New(virtio9p.Config{Tag: "share", Attacher: share(b, dir, rw)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		msg    []byte
+		room   int
+		bytes  int64
+		layout virtio9ptest.Layout
+	}{
+		{"getattr", wire.Getattr(1, 1), 200, 0, virtio9ptest.Whole},
+		{"read", wire.Read(1, 1, 0, 500_000), 500_011, 500_000, virtio9ptest.ZeroCopy},
+		{"write", wire.Write(1, 1, 0, make([]byte, 500_000)), 100, 500_000, virtio9ptest.ZeroCopyWrite},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			d := virtio9ptest.Start(b, dev, 512_000, c.layout)
+			d.Do(wire.Version(512_000), 100)
+			d.Do(wire.Attach(1, 0), 100)
+			d.Do(wire.Walk(1, 0, 1, "f"), 100)
+			d.Do(wire.Open(1, 1, 2), 100)
+			b.SetBytes(c.bytes)
+			b.ReportAllocs()
+			for b.Loop() {
+				if r, err := wire.Parse(d.Do(c.msg, c.room)); err != nil || r.Errno() != 0 {
+					b.Fatal(r.Errno(), err)
+				}
+			}
+		})
+	}
+}

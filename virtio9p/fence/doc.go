@@ -31,6 +31,10 @@
 //     without them. Protocol extensions (9P2000.L.Google.N) are not offered.
 //   - A Tunlinkat that fails leaves its name in the server's memory: after 65536
 //     of them in a session, the next is refused with ENOMEM.
+//   - Contents would be copied twice on their way, wiped once and, when written,
+//     newly allocated for: between a [VectorFile] and a [Spans] exchange they go
+//     straight. The server still decides whether a fid may be read or written;
+//     of a Tread or Twrite it is given the tag for an offset, and no data.
 //   - EPERM would become EACCES and ENOTEMPTY EEXIST: errors keep their number.
 //
 // Known and not fenced off: until the next Tversion a session keeps some 200

@@ -21,10 +21,7 @@ type engine struct {
 	closed bool
 
 	// Used by Read only, which the server calls from one goroutine at a time.
-	cur  *request
-	hdr  [headerLen]byte
-	part []byte // what is left of the header or the body
-	body []byte // the body, while part is the header
+	part []byte // what is left of a message
 
 	// Used by Write only, likewise.
 	rhdr  [headerLen]byte
@@ -38,7 +35,7 @@ type engine struct {
 func startEngine(s *Session) *engine {
 	e := &engine{s: s, done: make(chan struct{})}
 	e.work.L = &e.mu
-	server := p9.NewServer(exactAttacher{s.cfg.Attacher}, p9.WithServerLogger(&logger{l: s.cfg.Logger}))
+	server := p9.NewServer(exactAttacher{s.cfg.Attacher, s}, p9.WithServerLogger(&logger{l: s.cfg.Logger}))
 	go func() {
 		defer close(e.done)
 		server.Handle(reader{e}, writer{e}) // always nil
@@ -91,32 +88,13 @@ func (w writer) Close() error { return nil }
 // (0, nil), which the server would take for the end.
 func (r reader) Read(p []byte) (int, error) {
 	e := r.e
-	if e.cur == nil {
+	if len(e.part) == 0 {
 		if err := e.next(); err != nil {
 			return 0, err
 		}
 	}
-	var n int
-	if len(e.part) > 0 {
-		n = copy(p, e.part)
-		e.part = e.part[n:]
-		if len(e.part) == 0 {
-			e.part, e.body = e.body, nil
-		}
-	} else {
-		var err error
-		n, err = e.cur.x.Read(p[:min(len(p), e.cur.payload)])
-		if n <= 0 {
-			if err == nil || err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return 0, err
-		}
-		e.cur.payload -= n
-	}
-	if len(e.part) == 0 && e.cur.payload == 0 {
-		e.cur = nil // it may be answered from now on
-	}
+	n := copy(p, e.part)
+	e.part = e.part[n:] // its request may be answered as soon as this is empty
 	return n, nil
 }
 
@@ -130,14 +108,12 @@ func (e *engine) next() error {
 		}
 		e.work.Wait()
 	}
-	e.cur = e.queue[0]
+	e.part = e.queue[0].wire
 	e.queue[0] = nil
 	e.queue = e.queue[1:]
 	if len(e.queue) == 0 {
 		e.queue = nil
 	}
-	putHeader(e.hdr[:], headerLen+len(e.cur.body)+e.cur.payload, e.cur.typ, e.cur.tag)
-	e.part, e.body = e.hdr[:], e.cur.body
 	return nil
 }
 
@@ -185,6 +161,8 @@ func (e *engine) begin() {
 	e.s.mu.Unlock()
 	switch {
 	case r == nil || r.typ == tflush:
+	case r.answered:
+		e.s.finish(r, e.rtype)
 	case size > r.room || size > int(e.s.cfg.MaxMsize):
 		var b [rlerrorLen]byte
 		putHeader(b[:], rlerrorLen, rlerror, tag)

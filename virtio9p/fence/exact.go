@@ -5,21 +5,28 @@ import "github.com/hugelgupf/p9/p9"
 // exactAttacher is an Attacher whose errors reach the client as they are. The
 // server asks errors.Is(err, os.ErrPermission) and the like first, which turns
 // EPERM into EACCES and ENOTEMPTY into EEXIST.
-type exactAttacher struct{ a p9.Attacher }
+type exactAttacher struct {
+	a p9.Attacher
+	s *Session
+}
 
 func (a exactAttacher) Attach() (p9.File, error) {
 	f, err := a.a.Attach()
-	return wrap(f), exact(err)
+	return wrap(a.s, f), exact(err)
 }
 
-// exactFile passes everything on to File, and its errors through exact.
-type exactFile struct{ p9.File }
+// exactFile passes everything on to File, and its errors through exact; of
+// ReadAt and WriteAt see inplace.go.
+type exactFile struct {
+	p9.File
+	s *Session
+}
 
-func wrap(f p9.File) p9.File {
+func wrap(s *Session, f p9.File) p9.File {
 	if f == nil {
 		return nil
 	}
-	return exactFile{f}
+	return exactFile{f, s}
 }
 
 func unwrap(f p9.File) p9.File {
@@ -31,12 +38,12 @@ func unwrap(f p9.File) p9.File {
 
 func (f exactFile) Walk(names []string) ([]p9.QID, p9.File, error) {
 	qids, to, err := f.File.Walk(names)
-	return qids, wrap(to), exact(err)
+	return qids, wrap(f.s, to), exact(err)
 }
 
 func (f exactFile) WalkGetAttr(names []string) ([]p9.QID, p9.File, p9.AttrMask, p9.Attr, error) {
 	qids, to, mask, attr, err := f.File.WalkGetAttr(names)
-	return qids, wrap(to), mask, attr, exact(err)
+	return qids, wrap(f.s, to), mask, attr, exact(err)
 }
 
 func (f exactFile) StatFS() (p9.FSStat, error) {
@@ -58,16 +65,6 @@ func (f exactFile) Open(mode p9.OpenFlags) (p9.QID, uint32, error) {
 	return qid, unit, exact(err)
 }
 
-func (f exactFile) ReadAt(p []byte, off int64) (int, error) {
-	n, err := f.File.ReadAt(p, off)
-	return n, exact(err)
-}
-
-func (f exactFile) WriteAt(p []byte, off int64) (int, error) {
-	n, err := f.File.WriteAt(p, off)
-	return n, exact(err)
-}
-
 func (f exactFile) FSync() error { return exact(f.File.FSync()) }
 
 func (f exactFile) Lock(pid int, typ p9.LockType, flags p9.LockFlags, start, length uint64, client string) (p9.LockStatus, error) {
@@ -77,7 +74,7 @@ func (f exactFile) Lock(pid int, typ p9.LockType, flags p9.LockFlags, start, len
 
 func (f exactFile) Create(name string, flags p9.OpenFlags, perm p9.FileMode, uid p9.UID, gid p9.GID) (p9.File, p9.QID, uint32, error) {
 	to, qid, unit, err := f.File.Create(name, flags, perm, uid, gid)
-	return wrap(to), qid, unit, exact(err)
+	return wrap(f.s, to), qid, unit, exact(err)
 }
 
 func (f exactFile) Mkdir(name string, perm p9.FileMode, uid p9.UID, gid p9.GID) (p9.QID, error) {

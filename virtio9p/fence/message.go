@@ -25,6 +25,7 @@ const (
 	rflush   = 109
 	twalk    = 110
 	tread    = 116
+	rread    = 117
 	twrite   = 118
 	tclunk   = 120
 	tremove  = 122

@@ -92,9 +92,12 @@ type Session struct {
 type request struct {
 	message
 	x        Exchange
-	body     []byte // what follows the tag; of a Twrite only the fixed part
-	payload  int    // bytes of a Twrite still in x
+	wire     []byte // for the server: header and body, of a Twrite only the fixed part
+	body     []byte // wire without the header
 	room     int    // for the reply
+	off      int64  // of a Tread or Twrite
+	count    int    // likewise: bytes to read, or of the data still in x
+	answered bool   // in place, whatever the server says
 	flushers []*request
 }
 
@@ -158,12 +161,14 @@ func (s *Session) admit(r *request, size, readable int64) error {
 		if n < twriteHdr {
 			return linux.EINVAL
 		}
-		r.payload = n - twriteHdr
+		r.count = n - twriteHdr
 		n = twriteHdr
 	case n > maxBody:
 		return linux.EMSGSIZE
 	}
-	r.body = make([]byte, n)
+	r.wire = make([]byte, headerLen+n)
+	r.body = r.wire[headerLen:]
+	putHeader(r.wire, len(r.wire), r.typ, r.tag)
 	if _, err := io.ReadFull(r.x, r.body); err != nil {
 		return linux.EIO
 	}
@@ -191,7 +196,9 @@ func (s *Session) admit(r *request, size, readable int64) error {
 	return s.start(r)
 }
 
-// clamp bounds what r asks to be sent back, and checks what it sends.
+// clamp bounds what r asks to be sent back, and checks what it sends. The
+// server gets a Tread or Twrite with the tag for an offset, by which the call it
+// makes is told from others, and a Twrite without its data.
 func (s *Session) clamp(r *request) error {
 	switch r.typ {
 	case tread, treaddir, twrite:
@@ -200,14 +207,21 @@ func (s *Session) clamp(r *request) error {
 	}
 	off, count := binary.LittleEndian.Uint64(r.body[4:]), binary.LittleEndian.Uint32(r.body[12:])
 	if r.typ == twrite {
-		if int64(count) != int64(r.payload) || off > maxFileOff-uint64(count) {
+		if int64(count) != int64(r.count) {
 			return linux.EINVAL
 		}
-		return nil
+	} else {
+		count = min(count, uint32(min(r.room, int(s.Msize()))-payloadHdr))
 	}
-	count = min(count, uint32(min(r.room, int(s.Msize()))-payloadHdr))
-	if r.typ == tread && off > maxFileOff-uint64(count) {
-		return linux.EINVAL
+	if r.typ != treaddir {
+		if off > maxFileOff-uint64(count) {
+			return linux.EINVAL
+		}
+		r.off, r.count = int64(off), int(count)
+		binary.LittleEndian.PutUint64(r.body[4:], uint64(r.tag))
+	}
+	if r.typ == twrite {
+		count = 0
 	}
 	binary.LittleEndian.PutUint32(r.body[12:], count)
 	return nil
@@ -322,7 +336,9 @@ func (s *Session) version(r *request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.msize = min(msize, s.cfg.MaxMsize)
-	r.body = versionBody(s.msize, version9P)
+	body := versionBody(s.msize, version9P)
+	r.wire = append(r.wire[:headerLen], body...)
+	putHeader(r.wire, len(r.wire), r.typ, r.tag)
 	s.engine = startEngine(s)
 	if !s.engine.send(r) {
 		return linux.EIO

@@ -1,0 +1,128 @@
+package fence
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"sync"
+
+	"github.com/hugelgupf/p9/linux"
+	"github.com/hugelgupf/p9/p9"
+)
+
+// Spans is an Exchange whose bytes can be had as the client's own memory.
+type Spans interface {
+	Exchange
+	// Readable appends the next n bytes of the T-message to dst, without
+	// copying them, and consumes them.
+	Readable(n int, dst [][]byte) ([][]byte, error)
+	// Writable appends room for the next n bytes of the reply to dst and
+	// consumes it; it counts as written.
+	Writable(n int, dst [][]byte) ([][]byte, error)
+	// Unwrite takes back the claim that the last n bytes were written.
+	Unwrite(n int)
+}
+
+// VectorFile is what a p9.File may have so that its contents go from the file
+// into the memory of a Spans exchange, or back, without a copy between. The
+// methods are like ReadAt and WriteAt, with the bytes in several pieces; a
+// short count is no error.
+type VectorFile interface {
+	ReadvAt(bufs [][]byte, off int64) (int, error)
+	WritevAt(bufs [][]byte, off int64) (int, error)
+}
+
+// lists are for the pieces of one message.
+var lists = sync.Pool{New: func() any { l := make([][]byte, 0, 136); return &l }}
+
+// asked is the request that the server makes a call for. A Tread or Twrite is
+// passed on with its tag in place of the offset (see clamp).
+func (s *Session) asked(token int64) *request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inflight[uint16(token)]
+}
+
+// ReadAt serves a Tread. If it can, it writes the whole reply, and what the
+// server makes of the call is discarded; else it fills p, as the server means it.
+func (f exactFile) ReadAt(p []byte, token int64) (int, error) {
+	r := f.s.asked(token)
+	if r == nil || r.typ != tread {
+		return 0, linux.EIO
+	}
+	if r.readInPlace(f.File) {
+		return 0, nil
+	}
+	n, err := f.File.ReadAt(p, r.off)
+	return n, exact(err)
+}
+
+func (r *request) readInPlace(file p9.File) bool {
+	v, isVector := file.(VectorFile)
+	x, hasSpans := r.x.(Spans)
+	if !isVector || !hasSpans {
+		return false
+	}
+	list := lists.Get().(*[][]byte)
+	bufs, err := x.Writable(payloadHdr, (*list)[:0])
+	if err != nil {
+		return false
+	}
+	heads := len(bufs)
+	if bufs, err = x.Writable(r.count, bufs); err != nil {
+		r.count = 0 // clamp has seen to it that this does not happen
+	}
+	r.answered = true
+	n, err := 0, error(linux.EFAULT) // what a panic leaves
+	defer func() {
+		var b [payloadHdr]byte
+		if n == 0 && err != nil && !errors.Is(err, io.EOF) {
+			putHeader(b[:], rlerrorLen, rlerror, r.tag)
+			binary.LittleEndian.PutUint32(b[headerLen:], uint32(linux.ExtractErrno(exact(err))))
+		} else {
+			putHeader(b[:], payloadHdr+n, rread, r.tag)
+			binary.LittleEndian.PutUint32(b[headerLen:], uint32(n))
+		}
+		x.Unwrite(r.count - n)
+		at := 0
+		for _, h := range bufs[:heads] {
+			at += copy(h, b[at:])
+		}
+		clear(bufs)
+		*list = bufs[:0]
+		lists.Put(list)
+	}()
+	n, err = v.ReadvAt(bufs[heads:], r.off)
+	n = max(0, min(n, r.count))
+	return true
+}
+
+// WriteAt serves a Twrite, whose data the server has not been given.
+func (f exactFile) WriteAt(_ []byte, token int64) (int, error) {
+	r := f.s.asked(token)
+	if r == nil || r.typ != twrite {
+		return 0, linux.EIO
+	}
+	v, isVector := f.File.(VectorFile)
+	x, hasSpans := r.x.(Spans)
+	if !isVector || !hasSpans {
+		b := make([]byte, r.count)
+		if _, err := io.ReadFull(r.x, b); err != nil {
+			return 0, linux.EIO
+		}
+		n, err := f.File.WriteAt(b, r.off)
+		return n, exact(err)
+	}
+	list := lists.Get().(*[][]byte)
+	bufs, err := x.Readable(r.count, (*list)[:0])
+	defer func() {
+		clear(bufs)
+		*list = bufs[:0]
+		lists.Put(list)
+	}()
+	if err != nil {
+		return 0, linux.EIO
+	}
+	n, err := v.WritevAt(bufs, r.off)
+	return max(0, min(n, r.count)), exact(err)
+}

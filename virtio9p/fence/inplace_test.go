@@ -1,0 +1,189 @@
+package fence
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+
+	"github.com/hugelgupf/p9/linux"
+	"github.com/hugelgupf/p9/p9"
+
+	"github.com/moovm/moovm/virtio9p/virtio9ptest/wire"
+)
+
+// vectorFS is a tree of one file that can be read and written in pieces.
+type vectorFS struct {
+	*fakeFS
+	mu      sync.Mutex
+	data    []byte
+	pieces  int   // of the last call
+	err     error // what the next calls return
+	panics  bool
+	nothing bool // the next calls claim more than there was
+}
+
+func (fs *vectorFS) Attach() (p9.File, error) {
+	f, err := fs.fakeFS.Attach()
+	return &vectorFile{f.(*fakeFile), fs}, err
+}
+
+type vectorFile struct {
+	*fakeFile
+	vfs *vectorFS
+}
+
+func (f *vectorFile) Walk(names []string) ([]p9.QID, p9.File, error) {
+	qids, to, err := f.fakeFile.Walk(names)
+	if err != nil {
+		return nil, nil, err
+	}
+	return qids, &vectorFile{to.(*fakeFile), f.vfs}, nil
+}
+
+func (f *vectorFile) ReadAt([]byte, int64) (int, error)  { return 0, errors.New("in one piece") }
+func (f *vectorFile) WriteAt([]byte, int64) (int, error) { return 0, errors.New("in one piece") }
+
+func (f *vectorFile) ReadvAt(bufs [][]byte, off int64) (int, error) {
+	f.vfs.mu.Lock()
+	defer f.vfs.mu.Unlock()
+	f.vfs.pieces = len(bufs)
+	if f.vfs.panics {
+		panic("a file that panics")
+	}
+	n := 0
+	for _, b := range bufs {
+		n += copy(b, f.vfs.data[min(int64(len(f.vfs.data)), off+int64(n)):])
+	}
+	if f.vfs.nothing {
+		n = 1 << 40
+	}
+	return n, f.vfs.err
+}
+
+func (f *vectorFile) WritevAt(bufs [][]byte, off int64) (int, error) {
+	f.vfs.mu.Lock()
+	defer f.vfs.mu.Unlock()
+	f.vfs.pieces = len(bufs)
+	n := 0
+	for _, b := range bufs {
+		n += copy(f.vfs.data[min(int64(len(f.vfs.data)), off+int64(n)):], b)
+	}
+	return n, f.vfs.err
+}
+
+// spanCall is a call whose memory can be had in pieces of a few bytes.
+type spanCall struct {
+	call
+	memory []byte // of the reply
+	taken  int
+}
+
+func (c *spanCall) span(b []byte, dst [][]byte) [][]byte {
+	for len(b) > 0 {
+		n := min(len(b), 5)
+		dst = append(dst, b[:n:n])
+		b = b[n:]
+	}
+	return dst
+}
+
+func (c *spanCall) Readable(n int, dst [][]byte) ([][]byte, error) {
+	if n > len(c.msg) {
+		return dst, io.ErrUnexpectedEOF
+	}
+	dst = c.span(c.msg[:n], dst)
+	c.msg = c.msg[n:]
+	return dst, nil
+}
+
+func (c *spanCall) Writable(n int, dst [][]byte) ([][]byte, error) {
+	if c.taken+n > c.room {
+		return dst, io.ErrShortWrite
+	}
+	dst = c.span(c.memory[c.taken:c.taken+n], dst)
+	c.taken += n
+	c.reply = c.memory[:c.taken]
+	return dst, nil
+}
+
+func (c *spanCall) Unwrite(n int) { c.reply = c.reply[:len(c.reply)-n] }
+
+// Contents go to and from the client's memory without the server in between;
+// what it is told is exact, whatever the file does.
+func TestInPlace(t *testing.T) {
+	fs := &vectorFS{fakeFS: newFakeFS(), data: bytes.Repeat([]byte("0123456789"), 100)}
+	s := NewSession(Config{Attacher: fs})
+	defer func() {
+		s.Close()
+		if n := fs.live.Load(); n != 0 {
+			t.Errorf("%d files were not closed", n)
+		}
+	}()
+	do := func(msg []byte, room int) wire.Reply {
+		t.Helper()
+		c := &spanCall{call: call{t: t, msg: bytes.Clone(msg), room: room, done: make(chan struct{})}, memory: bytes.Repeat([]byte{0xee}, room)}
+		s.Submit(c, len(msg), room)
+		r := c.wait()
+		if rest := c.memory[max(len(c.reply), c.taken):]; len(bytes.Trim(rest, "\xee")) > 0 {
+			t.Error("memory behind the room was written to")
+		}
+		return r
+	}
+	do(wire.Version(8192), 100)
+	do(wire.Attach(1, 0), 100)
+	do(wire.Walk(1, 0, 1, "f"), 200)
+	if r := do(wire.Read(1, 1, 0, 10), 200); r.Errno() != int(linux.EINVAL) {
+		t.Errorf("before the open: errno %d", r.Errno())
+	}
+	do(wire.Open(1, 1, 2), 100)
+	for _, c := range []struct{ off, count, room, want int }{
+		{0, 10, 200, 10}, {3, 100, 200, 100}, {7, 1000, 50, 39}, {995, 100, 200, 5}, {1000, 10, 200, 0}, {5000, 10, 200, 0}, {0, 0, 200, 0}, {0, 10, 11, 0},
+	} {
+		r := do(wire.Read(9, 1, uint64(c.off), uint32(c.count)), c.room)
+		end := min(c.off+c.want, 1000)
+		if r.Type != wire.Tread+1 || r.Tag != 9 || !bytes.Equal(r.Data(), fs.data[min(c.off, end):end]) || len(r.Body) != 4+c.want {
+			t.Errorf("%+v: %+v", c, r)
+		}
+	}
+	if do(wire.Read(9, 1, 0, 100), 200); fs.pieces != 20 {
+		t.Errorf("read in %d pieces", fs.pieces)
+	}
+	if r := do(wire.Write(9, 1, 2, []byte("written in pieces")), 100); r.Errno() != 0 || fs.pieces != 4 || !bytes.HasPrefix(fs.data, []byte("01written in pieces9")) {
+		t.Errorf("%+v; %q in %d pieces", r, fs.data[:25], fs.pieces)
+	}
+	if r := do(wire.Write(9, 1, 990, make([]byte, 30)), 100); r.Errno() != 0 || r.Body[0] != 10 {
+		t.Errorf("a short write: %+v", r)
+	}
+	fs.err = io.EOF
+	if r := do(wire.Read(9, 1, 0, 10), 200); len(r.Data()) != 10 {
+		t.Errorf("with EOF: %+v", r)
+	}
+	fs.err = linux.EDQUOT
+	if r := do(wire.Read(9, 1, 0, 10), 200); len(r.Data()) != 10 {
+		t.Errorf("an error after some bytes: %+v", r)
+	}
+	if r := do(wire.Read(9, 1, 1000, 10), 200); r.Errno() != int(linux.EDQUOT) || r.Tag != 9 {
+		t.Errorf("an error: %+v", r)
+	}
+	if r := do(wire.Write(9, 1, 1000, []byte("x")), 200); r.Errno() != int(linux.EDQUOT) {
+		t.Errorf("an error of a write: %+v", r)
+	}
+	fs.err, fs.nothing = nil, true
+	if r := do(wire.Read(9, 1, 0, 10), 200); len(r.Data()) != 10 {
+		t.Errorf("a file that lies: %+v", r)
+	}
+	fs.nothing, fs.panics = false, true
+	if r := do(wire.Read(9, 1, 0, 10), 200); r.Errno() != int(linux.EFAULT) {
+		t.Errorf("a panic: %+v", r)
+	}
+	fs.panics = false
+	if r := do(wire.Read(9, 1, 0, 10), 200); len(r.Data()) != 10 {
+		t.Errorf("after the panic: %+v", r)
+	}
+	// An exchange without memory to show needs the other methods.
+	if r := submit(t, s, wire.Read(3, 1, 0, 10), 200).wait(); r.Errno() == 0 {
+		t.Errorf("a file without ReadAt: %+v", r)
+	}
+}
