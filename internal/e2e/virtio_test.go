@@ -137,7 +137,7 @@ func realDrivers(t *testing.T, transport vmm.Transport, megabytes, loops int) {
 		}
 	}}
 	var stderr watch
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patience*3/2)
 	defer cancel()
 	g, err = guest.Start(ctx, guest.Config{
 		Kernel: k, Modules: mods, Init: moovmBin, Memory: 512 << 20, CPUs: 4, Transport: transport,
