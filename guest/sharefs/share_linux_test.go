@@ -419,7 +419,10 @@ func TestRenameRace(t *testing.T) {
 	defer close(stop)
 	root := attach(t, dir, sharefs.Options{})
 	inside := 0
-	for i := range 3000 {
+	for i := range 5000 {
+		if i >= 1000 && inside >= 100 {
+			break
+		}
 		_, f, err := root.Walk([]string{"real", "f"})
 		if err != nil {
 			continue

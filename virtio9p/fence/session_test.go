@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/hugelgupf/p9/linux"
+	"github.com/hugelgupf/p9/p9"
 	"go.uber.org/goleak"
 
 	"github.com/moovm/moovm/virtio9p/virtio9ptest/wire"
@@ -448,13 +449,24 @@ func FuzzSession(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fs := newFakeFS()
 		close(fs.release)
-		s := NewSession(Config{Attacher: fs, MaxFIDs: 16})
+		var a p9.Attacher = fs
+		inPlace := len(b)%2 == 1
+		if inPlace {
+			a = &vectorFS{fakeFS: fs, data: make([]byte, 1000)}
+		}
+		s := NewSession(Config{Attacher: a, MaxFIDs: 16})
 		var calls []*call
 		for len(b) >= 4 && len(calls) < 200 {
 			room := int(binary.LittleEndian.Uint16(b))
 			n := min(int(binary.LittleEndian.Uint16(b[2:])), len(b)-4)
 			msg := b[4 : 4+n]
 			b = b[4+n:]
+			if inPlace {
+				c := &spanCall{call: call{t: t, msg: bytes.Clone(msg), room: room, done: make(chan struct{})}, memory: make([]byte, room)}
+				s.Submit(c, len(msg), room)
+				calls = append(calls, &c.call)
+				continue
+			}
 			calls = append(calls, submit(t, s, msg, room))
 		}
 		s.Close()
