@@ -92,7 +92,8 @@ func newServe9PCommand(g *globals) *cobra.Command {
 		Use:   "9p --listen unix:PATH IMAGE…",
 		Short: "The metadata tree of images on a socket",
 		Long: `Serves the tree that guests see at /run/moovm, for images on this machine, until
-it is interrupted. The images are opened read-only; the first is disks/vda.`,
+it is interrupted. The images are opened read-only, and shown as they are then;
+what a running machine does to its own is in its guest. The first is disks/vda.`,
 		Example: `  moovm serve 9p --listen unix:tree.sock root.cow
   mount -t 9p -o trans=unix,version=9p2000.L,ro tree.sock /mnt`,
 		Args: func(cmd *cobra.Command, args []string) error {
