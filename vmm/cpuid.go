@@ -99,7 +99,7 @@ func cpuidFor(supported []kvm.CPUIDEntry, id, n int, tscKHz uint32, tscDeadline 
 			continue
 		}
 		out = append(out,
-			kvm.CPUIDEntry{Function: leaf, Index: 0, Flags: cpuidIndexed, Eax: 0, Ebx: 1, Ecx: 1<<8 | 0, Edx: uint32(id)},
+			kvm.CPUIDEntry{Function: leaf, Index: 0, Flags: cpuidIndexed, Eax: 0, Ebx: 1, Ecx: 1 << 8, Edx: uint32(id)},
 			kvm.CPUIDEntry{Function: leaf, Index: 1, Flags: cpuidIndexed, Eax: coreBits, Ebx: uint32(n), Ecx: 2<<8 | 1, Edx: uint32(id)},
 			kvm.CPUIDEntry{Function: leaf, Index: 2, Flags: cpuidIndexed, Ecx: 2, Edx: uint32(id)})
 	}

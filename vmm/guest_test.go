@@ -110,6 +110,12 @@ func newMachine(t testing.TB, code asm, change ...func(*Config)) (*Machine, *syn
 	for _, f := range change {
 		f(&cfg)
 	}
+	return newClosed(t, cfg), out
+}
+
+// newClosed makes a machine that is closed when the test ends.
+func newClosed(t testing.TB, cfg Config) *Machine {
+	t.Helper()
 	m, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +125,7 @@ func newMachine(t testing.TB, code asm, change ...func(*Config)) (*Machine, *syn
 			t.Error(err)
 		}
 	})
-	return m, out
+	return m
 }
 
 func needKVM(t testing.TB) {

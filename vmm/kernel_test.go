@@ -116,16 +116,7 @@ func kernelMachine(t *testing.T, do string, change ...func(*Config)) (*Machine, 
 	for _, f := range change {
 		f(&cfg)
 	}
-	m, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return m, out
+	return newClosed(t, cfg), out
 }
 
 // selfInitrd is an initramfs with this program as /init.

@@ -88,7 +88,8 @@ type FPU struct {
 }
 
 type userMemoryRegion struct {
-	slot, flags         uint32
+	slot                uint32
+	_                   uint32 // flags
 	guestPhys, size, va uint64
 }
 
@@ -100,22 +101,22 @@ type pitConfig struct {
 }
 
 type irqfd struct {
-	fd, gsi, flags, resamplefd uint32
-	_                          [16]uint8
+	fd, gsi, flags uint32
+	_              [20]uint8 // resamplefd, padding
 }
 
 type ioeventfd struct {
 	datamatch uint64
 	addr      uint64
-	length    uint32
-	fd        int32
-	flags     uint32
-	_         [36]uint8
+	length uint32
+	fd     int32
+	flags  uint32
+	_      [36]uint8
 }
 
 type msi struct {
-	addrLo, addrHi, data, flags, devid uint32
-	_                                  [12]uint8
+	addrLo, addrHi, data uint32
+	_                    [20]uint8 // flags, devid, padding
 }
 
 // Route is one entry of the interrupt routing table: a GSI delivered to a pin
@@ -153,15 +154,17 @@ const routeWords = 6
 const maxCPUIDEntries = 256
 
 type cpuidTable struct {
-	nent, padding uint32
-	entries       [maxCPUIDEntries]CPUIDEntry
+	nent    uint32
+	_       uint32
+	entries [maxCPUIDEntries]CPUIDEntry
 }
 
 const maxMSRs = 64
 
 type msrTable struct {
-	nmsrs, pad uint32
-	entries    [maxMSRs]MSREntry
+	nmsrs   uint32
+	_       uint32
+	entries [maxMSRs]MSREntry
 }
 
 // Multiprocessing states (KVM_MP_STATE_*).
