@@ -108,10 +108,10 @@ type irqfd struct {
 type ioeventfd struct {
 	datamatch uint64
 	addr      uint64
-	length uint32
-	fd     int32
-	flags  uint32
-	_      [36]uint8
+	length    uint32
+	fd        int32
+	flags     uint32
+	_         [36]uint8
 }
 
 type msi struct {
