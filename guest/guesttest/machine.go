@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -219,10 +220,7 @@ func (m *Machine) RunWith(ctx context.Context, streams Streams, name string, arg
 	if r.client == nil {
 		return Result{}, errors.New("the guest does not run")
 	}
-	env := guest.CommandEnv(append(guestEnviron(nil, &m.c), m.c.Env...))
-	for _, e := range m.s.guest.Command.Env {
-		env = append(env, e)
-	}
+	env := guest.CommandEnv(slices.Concat(m.s.guest.Command.Env, m.c.Env))
 	var stdout, stderr bytes.Buffer
 	if streams.Stdout == nil {
 		streams.Stdout = &stdout

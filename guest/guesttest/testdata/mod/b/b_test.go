@@ -1,0 +1,5 @@
+package b
+
+import "testing"
+
+func TestFails(t *testing.T) { t.Error("fails on purpose") }
