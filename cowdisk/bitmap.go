@@ -67,12 +67,12 @@ func newEmptyDir() *bitmapDir {
 }
 
 type bitmap struct {
+	dirs   []atomic.Pointer[bitmapDir]
 	file   File
 	path   string
 	offset int64 // in the file
 	bytes  int64
 	limit  int // resident pages to keep at most
-	dirs   []atomic.Pointer[bitmapDir]
 
 	loadMu sync.Mutex // one loader at a time; held over I/O
 
@@ -211,6 +211,35 @@ func (b *bitmap) admit(p *bitmapPage) {
 func (b *bitmap) drop(p *bitmapPage, replacement *bitmapPage) {
 	p.resident = false
 	b.dirs[p.index/dirPages].Load().pages[p.index%dirPages].Store(replacement)
+}
+
+// What peek finds.
+const (
+	unknown = iota
+	allPresent
+	nonePresent
+)
+
+// peek says whether all or none of the sectors of [off, off+n) are allocated, if that can be seen in one word that is in memory.
+func (b *bitmap) peek(off, n int64) int {
+	sector := off / sectorSize
+	d := b.dirs[sector/dirSectors].Load()
+	if d == nil {
+		return unknown
+	}
+	p := d.pages[sector/pageSectors%dirPages].Load()
+	bit := sector % 64
+	k := (off+n-1)/sectorSize - sector + 1
+	if p == nil || bit+k > 64 {
+		return unknown
+	}
+	switch mask := ^uint64(0) >> (64 - k) << bit; atomic.LoadUint64(&p.words[sector%pageSectors/64]) & mask {
+	case mask:
+		return allPresent
+	case 0:
+		return nonePresent
+	}
+	return unknown
 }
 
 // run says whether sector is allocated and how many sectors from it on, at most n, are alike.

@@ -11,28 +11,34 @@ func isEOF(err error) bool { return errors.Is(err, io.EOF) }
 
 // layer is one file of a chain: an image, or the raw file or device at the bottom.
 type layer struct {
+	// What every request needs, in one cache line.
+	file File
+	bm   *bitmap // nil: raw
+	data int64   // where sector 0 lies in file
+	size int64   // bytes of disk
+
 	path   string // as opened
 	real   string // absolute, symlinks followed
-	file   File
 	id     FileID
-	size   int64   // bytes of disk
-	bm     *bitmap // nil: raw
-	data   int64   // where sector 0 lies in file
-	hdr    Header  // image only
-	raw    []byte  // the header's bytes, image only
-	backer string  // resolved backing path; "" = none
+	hdr    Header // image only
+	raw    []byte // the header's bytes, image only
+	backer string // resolved backing path; "" = none
 	write  bool
 }
 
 // chain is the layers from the top down. Each hides what lies below; limit[i] is how far layer i can be seen: no layer shows more than the
 // shortest layer above it.
 type chain struct {
+	top    *layer // layers[0]
 	layers []*layer
 	limit  []int64
 }
 
 func newChain(layers []*layer) *chain {
 	c := &chain{layers: layers, limit: make([]int64, len(layers))}
+	if len(layers) > 0 {
+		c.top = layers[0]
+	}
 	for i, l := range layers {
 		c.limit[i] = l.size
 		if i > 0 {
@@ -69,6 +75,19 @@ func (c *chain) findBelow(from int, off, n int64) (owner int, length int64, err 
 		}
 	}
 	return -1, n, nil
+}
+
+// read reads p. A small request that lies in one layer altogether, the commonest one, takes a short way.
+func (c *chain) read(p []byte, off int64) error {
+	if l := c.top; l.bm != nil {
+		switch l.bm.peek(off, int64(len(p))) {
+		case allPresent:
+			return readFull(l.file, p, l.data+off)
+		case nonePresent:
+			return c.readBelow(1, p, off)
+		}
+	}
+	return c.readBelow(0, p, off)
 }
 
 // readBelow reads p as layers from `from` on have it.

@@ -10,15 +10,9 @@ func (d *Disk) Discard(off, n int64) error { return d.WriteZeroes(off, n, true) 
 
 // WriteZeroes makes a range read as zeros; mayUnmap allows giving its space back. Any offset and length will do. Beyond the end: ErrRange.
 func (d *Disk) WriteZeroes(off, n int64, mayUnmap bool) error {
-	if err := d.check(off, n, true); err != nil {
+	g, err := d.begin(off, n, true)
+	if g == nil {
 		return err
-	}
-	if n == 0 {
-		return nil
-	}
-	g, ok := d.gate.enter(off >> 12)
-	if !ok {
-		return d.errClosed()
 	}
 	defer g.Add(-1)
 	if err := d.zero(off, off+n, mayUnmap); err != nil {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-
 	"sync/atomic"
 )
 
@@ -88,6 +87,18 @@ func (d *Disk) check(off, n int64, write bool) error {
 	return nil
 }
 
+// begin admits a request of n > 0 bytes, which ends with Add(-1) on what it returns; nil when there is nothing to do.
+func (d *Disk) begin(off, n int64, write bool) (*atomic.Int64, error) {
+	if err := d.check(off, n, write); err != nil || n == 0 {
+		return nil, err
+	}
+	g, ok := d.gate.enter(off >> 12)
+	if !ok {
+		return nil, d.errClosed()
+	}
+	return g, nil
+}
+
 func (d *Disk) errClosed() error { return &Error{Path: d.path, Kind: ErrClosed} }
 
 // ReadAt fills p from the disk, as io.ReaderAt says: at the end of the disk it is short, with io.EOF.
@@ -104,7 +115,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 		if !ok {
 			return 0, d.errClosed()
 		}
-		err := d.chain.readBelow(0, p, off)
+		err := d.chain.read(p, off)
 		g.Add(-1)
 		if err != nil {
 			return 0, err
@@ -119,17 +130,11 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 // ReadvAt fills all of bufs from consecutive bytes of the disk. A request beyond the end of the disk is ErrRange and reads nothing.
 func (d *Disk) ReadvAt(bufs [][]byte, off int64) (int, error) {
 	n := totalLen(bufs)
-	if err := d.check(off, n, false); err != nil {
+	g, err := d.begin(off, n, false)
+	if g == nil {
 		return 0, err
 	}
-	if n == 0 {
-		return 0, nil
-	}
-	g, ok := d.gate.enter(off >> 12)
-	if !ok {
-		return 0, d.errClosed()
-	}
-	err := d.chain.readv(bufs, off, n)
+	err = d.chain.readv(bufs, off, n)
 	g.Add(-1)
 	if err != nil {
 		return 0, err

@@ -3,64 +3,53 @@ package cowdisk
 // WriteAt writes p. Sectors that are not in the overlay yet are allocated in units of 4 KiB; the rest of a unit that is written in part is
 // copied up. An error means that each sector of the range is old or new, and it is reported again by Flush. Beyond the end: ErrRange.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
-	if err := d.check(off, int64(len(p)), true); err != nil {
+	g, err := d.begin(off, int64(len(p)), true)
+	if g == nil {
 		return 0, err
-	}
-	if len(p) == 0 {
-		return 0, nil
-	}
-	g, ok := d.gate.enter(off >> 12)
-	if !ok {
-		return 0, d.errClosed()
 	}
 	defer g.Add(-1)
-	top := d.chain.layers[0]
+	top := d.chain.top
 	present, err := top.present(off, int64(len(p)))
-	if err == nil {
-		if present {
-			err = writeFull(top.file, p, top.data+off)
-			d.wrote()
-		} else {
-			v := getVector()
-			v.one[0] = p
-			err = d.allocate(v, v.one[:], off, int64(len(p)))
-			v.put()
-		}
+	switch {
+	case err != nil:
+	case present:
+		err = writeFull(top.file, p, top.data+off)
+		d.wrote()
+	default:
+		v := getVector()
+		v.one[0] = p
+		err = d.allocate(v, v.one[:], off, int64(len(p)))
+		v.put()
 	}
-	if err != nil {
-		d.failWrite(err)
-		return 0, err
-	}
-	return len(p), nil
+	return d.wroteAll(int64(len(p)), err)
 }
 
 // WritevAt writes all of bufs to consecutive bytes of the disk, like WriteAt.
 func (d *Disk) WritevAt(bufs [][]byte, off int64) (int, error) {
 	n := totalLen(bufs)
-	if err := d.check(off, n, true); err != nil {
+	g, err := d.begin(off, n, true)
+	if g == nil {
 		return 0, err
 	}
-	if n == 0 {
-		return 0, nil
-	}
-	g, ok := d.gate.enter(off >> 12)
-	if !ok {
-		return 0, d.errClosed()
-	}
 	defer g.Add(-1)
-	top := d.chain.layers[0]
+	top := d.chain.top
 	v := getVector()
 	present, err := top.present(off, n)
-	if err == nil {
-		if present {
-			v.bufs = append(v.bufs[:0], bufs...)
-			err = writevFull(top.file, v.bufs, top.data+off)
-			d.wrote()
-		} else {
-			err = d.allocate(v, bufs, off, n)
-		}
+	switch {
+	case err != nil:
+	case present:
+		v.bufs = append(v.bufs[:0], bufs...)
+		err = writevFull(top.file, v.bufs, top.data+off)
+		d.wrote()
+	default:
+		err = d.allocate(v, bufs, off, n)
 	}
 	v.put()
+	return d.wroteAll(n, err)
+}
+
+// wroteAll is what a write of n bytes returns.
+func (d *Disk) wroteAll(n int64, err error) (int, error) {
 	if err != nil {
 		d.failWrite(err)
 		return 0, err
@@ -72,6 +61,9 @@ func (d *Disk) WritevAt(bufs [][]byte, off int64) (int, error) {
 func (l *layer) present(off, n int64) (bool, error) {
 	if l.bm == nil {
 		return true, nil
+	}
+	if found := l.bm.peek(off, n); found != unknown {
+		return found == allPresent, nil
 	}
 	sector := off / sectorSize
 	return l.bm.all(sector, (off+n-1)/sectorSize-sector+1)

@@ -73,6 +73,7 @@ var rows = []row{
 	{name: "sequential write 1 MiB, second touch", want: 0.95, block: 1 << 20, write: true, touched: true, ops: 256},
 }
 
+// diskSize is how much of the disk is used.
 const diskSize = 256 << 20
 
 var (
@@ -81,6 +82,7 @@ var (
 	out    = flag.String("o", "", "also write the table to this file")
 	filter = flag.String("rows", "", "only rows whose name contains this")
 	format = flag.String("format", "v2", "layout of the overlay: v2 or v3")
+	sizeMB = flag.Int64("size", 4090, "size of the disk in MiB")
 	noQEMU = flag.Bool("no-qemu", false, "leave out qcow2")
 )
 
@@ -185,7 +187,7 @@ func (r row) measure(tmp, base string) (raw, cow, ratio, shifted float64, err er
 				return 0, 0, 0, 0, err
 			}
 		}
-		n := diskSize / r.block
+		n := int(diskSize) / r.block
 		order := make([]int64, n)
 		for i := range order {
 			order[i] = int64(i) * int64(r.block)
@@ -292,7 +294,7 @@ func (r row) openCOW(tmp, base string) (*cowdisk.Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cowdisk.Create(p, cowdisk.CreateOptions{Backing: base, Variant: v}); err != nil {
+	if err := cowdisk.Create(p, cowdisk.CreateOptions{Backing: base, Size: *sizeMB << 20, Variant: v}); err != nil {
 		return nil, err
 	}
 	d, err := cowdisk.Open(p, cowdisk.Options{})
@@ -346,7 +348,7 @@ var runTime = regexp.MustCompile(`Run completed in ([0-9.]+) seconds`)
 // qcow2 runs qemu-img bench, which strides over the disk.
 func (r row) qcow2(tmp, base string, extended bool) (float64, error) {
 	img := filepath.Join(tmp, "q.qcow2")
-	ops := min(r.ops, diskSize/r.block)
+	ops := min(r.ops, int(diskSize)/r.block)
 	if !r.flush {
 		ops = min(ops, 20000)
 	}
@@ -377,7 +379,7 @@ func (r row) qcow2(tmp, base string, extended bool) (float64, error) {
 		}
 		args := []string{"bench", "-f", "qcow2", "-d", "1", "-s", strconv.Itoa(r.block), "-S", strconv.Itoa(r.block * 37)}
 		if r.touched {
-			if o, err := exec.Command("qemu-img", "bench", "-f", "qcow2", "-w", "-d", "1", "-s", "1M", "-c", strconv.Itoa(diskSize>>20), img).CombinedOutput(); err != nil {
+			if o, err := exec.Command("qemu-img", "bench", "-f", "qcow2", "-w", "-d", "1", "-s", "1M", "-c", strconv.FormatInt(diskSize>>20, 10), img).CombinedOutput(); err != nil {
 				return 0, fmt.Errorf("qemu-img bench: %w: %s", err, o)
 			}
 		}
