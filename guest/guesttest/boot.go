@@ -316,6 +316,11 @@ func runGuestOnce(j *job, signals <-chan os.Signal) (status int, err error) {
 	if s := result.Control.Signal; err == nil && s != 0 {
 		stdout.fail(fmt.Sprintf("the test binary was killed: %v (signal %d)", syscall.Signal(s), s))
 	}
+	var failure *guest.GuestError
+	if errors.As(err, &failure) && g.Modules == nil && failure.Kind != guest.FailCommand {
+		err = fmt.Errorf("%w\nNo modules were found for kernel %s (%s), and it may need some, for virtio and 9P: put them into lib/modules/%[3]s beside its folder, or name theirs with --modules",
+			err, c.Kernels[0], s.kernel.Release)
+	}
 	status, err = verdict(c, status, err, stdout, watch)
 	if j.Keep != "" && len(s.disks) > 0 && c.Base != "" && (status != 0 || c.Keep) {
 		run.Close()

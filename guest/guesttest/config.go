@@ -16,6 +16,9 @@ const (
 	DefaultBootTimeout = time.Minute
 )
 
+// sandboxSlower is how much longer booting may take in the sandbox.
+const sandboxSlower = 3
+
 // Root file systems of a Config.
 const (
 	// RootHost is this machine's own root file system, read-only over 9P below
@@ -104,7 +107,7 @@ func (c *Config) setDefaults() error {
 	if c.BootTimeout == 0 {
 		c.BootTimeout = DefaultBootTimeout
 		if inSandbox() {
-			c.BootTimeout *= 3
+			c.BootTimeout *= sandboxSlower
 		}
 	}
 	if len(c.Kernels) == 0 {

@@ -101,6 +101,7 @@ type runner struct {
 }
 
 func newRunner(cfg Config, binary string, args []string) (*runner, error) {
+	ownBootTimeout := cfg.BootTimeout != 0
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
@@ -140,7 +141,9 @@ func newRunner(cfg Config, binary string, args []string) (*runner, error) {
 			return nil, fmt.Errorf("disk image: %w", err)
 		}
 	}
-	r.boxed, r.reason, err = needSandbox(cfg.Accel)
+	if r.boxed, r.reason, err = needSandbox(cfg.Accel); r.boxed && !ownBootTimeout {
+		r.job.Config.BootTimeout *= sandboxSlower
+	}
 	return r, err
 }
 

@@ -78,6 +78,18 @@ func Join(ctx context.Context, c Config) (*Session, error) {
 		return nil, err
 	}
 	s.Init = c.Init
+	for try := 1; ; try++ {
+		session, err := s.join(ctx)
+		// A server that was about to end when it was connected to is no error.
+		if !errors.Is(err, errServerGone) || try == 3 || ctx.Err() != nil {
+			return session, err
+		}
+	}
+}
+
+var errServerGone = errors.New("the sandbox's server is gone before it was ready")
+
+func (s *sharedConfig) join(ctx context.Context) (*Session, error) {
 	conn, err := s.connect()
 	if err != nil {
 		return nil, err
@@ -91,7 +103,7 @@ func Join(ctx context.Context, c Config) (*Session, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		return nil, s.gone("it did not start")
+		return nil, fmt.Errorf("%w%s", errServerGone, tailOf(s.Path+".log"))
 	}
 	if problem, ok := strings.CutPrefix(line, "error "); ok {
 		conn.Close()
@@ -235,10 +247,6 @@ func (s *sharedConfig) connect() (net.Conn, error) {
 	}
 	go func() { _ = cmd.Wait() }() // it outlives this process, or not
 	return net.Dial("unix", socket)
-}
-
-func (s *sharedConfig) gone(what string) error {
-	return fmt.Errorf("the sandbox's server is gone: %s%s", what, tailOf(s.Path+".log"))
 }
 
 // tailOf is the end of a log for an error message.
