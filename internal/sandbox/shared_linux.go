@@ -80,12 +80,23 @@ func Join(ctx context.Context, c Config) (*Session, error) {
 	s.Init = c.Init
 	for try := 1; ; try++ {
 		session, err := s.join(ctx)
-		// A server that was about to end when it was connected to is no error.
-		if !errors.Is(err, errServerGone) || try == 3 || ctx.Err() != nil {
+		// A server that was about to end when it was connected to is no error,
+		// and an emulated host may fail to boot once: QEMU's emulation is not
+		// without faults.
+		var start *startError
+		if !errors.Is(err, errServerGone) && !errors.As(err, &start) || try == sharedTries || ctx.Err() != nil {
 			return session, err
 		}
 	}
 }
+
+// sharedTries is how often Join tries.
+const sharedTries = 3
+
+// startError is what a server says of a sandbox that did not start.
+type startError struct{ text string }
+
+func (e *startError) Error() string { return e.text }
 
 var errServerGone = errors.New("the sandbox's server is gone before it was ready")
 
@@ -109,7 +120,7 @@ func (s *sharedConfig) join(ctx context.Context) (*Session, error) {
 		conn.Close()
 		var text string
 		_ = json.Unmarshal([]byte(problem), &text)
-		return nil, errors.New(text)
+		return nil, &startError{text}
 	}
 	scratch, err := os.MkdirTemp(s.Path+".d", "")
 	if err != nil {
