@@ -187,16 +187,21 @@ func TestQueuesAreIndependent(t *testing.T) {
 	m.Wait(0)
 }
 
-// Reset drains first: a driver that sees status 0 knows that nothing will be
-// written to its memory any more.
-func TestResetDrains(t *testing.T) {
-	gate := make(chan struct{})
-	entered := make(chan struct{}, 1)
-	f := &virtioblk.Faulty{Backend: virtioblk.NewRAM(1 << 20), Before: func(virtioblk.Op, int64, int64) error {
+// gated is a backend whose requests say that they have entered, and wait until
+// gate is closed.
+func gated() (f *virtioblk.Faulty, entered, gate chan struct{}) {
+	entered, gate = make(chan struct{}, 1), make(chan struct{})
+	return &virtioblk.Faulty{Backend: virtioblk.NewRAM(1 << 20), Before: func(virtioblk.Op, int64, int64) error {
 		entered <- struct{}{}
 		<-gate
 		return nil
-	}}
+	}}, entered, gate
+}
+
+// Reset drains first: a driver that sees status 0 knows that nothing will be
+// written to its memory any more.
+func TestResetDrains(t *testing.T) {
+	f, entered, gate := gated()
 	m := start(t, virtioblk.Config{Backend: f}, virtiotest.BlockFeatures)
 	_, st := m.submit(t, 0, virtiotest.BlkIn, 0)
 	<-entered
@@ -216,13 +221,7 @@ func TestResetDrains(t *testing.T) {
 
 // Queue reset drains, too.
 func TestQueueResetDrains(t *testing.T) {
-	gate := make(chan struct{})
-	entered := make(chan struct{}, 1)
-	f := &virtioblk.Faulty{Backend: virtioblk.NewRAM(1 << 20), Before: func(virtioblk.Op, int64, int64) error {
-		entered <- struct{}{}
-		<-gate
-		return nil
-	}}
+	f, entered, gate := gated()
 	m := start(t, virtioblk.Config{Backend: f}, virtiotest.BlockFeatures)
 	m.submit(t, 0, virtiotest.BlkIn, 0)
 	<-entered
@@ -242,13 +241,7 @@ func TestQueueResetDrains(t *testing.T) {
 
 // A backend that hangs does not hang the machine's shutdown.
 func TestShutdownWithHangingBackend(t *testing.T) {
-	gate := make(chan struct{})
-	entered := make(chan struct{}, 1)
-	f := &virtioblk.Faulty{Backend: virtioblk.NewRAM(1 << 20), Before: func(virtioblk.Op, int64, int64) error {
-		entered <- struct{}{}
-		<-gate
-		return nil
-	}}
+	f, entered, gate := gated()
 	d, err := virtioblk.New(virtioblk.Config{Backend: f})
 	if err != nil {
 		t.Fatal(err)
@@ -555,7 +548,6 @@ func TestLimit(t *testing.T) {
 	}
 	m.submit(t, 0, virtiotest.BlkIn, 0)
 	m.submit(t, 0, virtiotest.BlkIn, 0) // would take seconds
-	begin = time.Now()
 	m.SetStatus(0)
 	virtiotest.Eventually(t, "status 0", func() bool { return m.Status() == 0 })
 	if n := m.dev.Stats().InFlight; n != 0 {

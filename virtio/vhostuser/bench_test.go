@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,7 +25,7 @@ import (
 // BenchmarkCompare runs the same vhost-user front-end against this package and
 // against qemu-storage-daemon, each in a process of its own, with a raw image
 // and with an overlay (ours: COW, QEMU's: qcow2) on a raw base. MOOVM_BENCH=1
-// turns it on; `make bench-virtio` does.
+// turns it on; `make bench-virtio` does. MOOVM_BENCH_TABLE=FILE writes a table.
 //
 // A request is 4 KiB at a random place, or 128 KiB in sequence. "first" is the
 // first write to each place of an overlay, "again" a write to what is
@@ -66,31 +68,88 @@ func BenchmarkCompare(b *testing.B) {
 			return img
 		},
 	}
-	for _, row := range []load{
-		{"randread", virtiotest.BlkIn, 1, 1, 4096, false},
-		{"randread", virtiotest.BlkIn, 32, 1, 4096, false},
-		{"randread", virtiotest.BlkIn, 32, 2, 4096, false},
-		{"randwrite-first", virtiotest.BlkOut, 1, 1, 4096, false},
-		{"randwrite-again", virtiotest.BlkOut, 1, 1, 4096, true},
-		{"randwrite-first", virtiotest.BlkOut, 32, 1, 4096, false},
-		{"randwrite-again", virtiotest.BlkOut, 32, 1, 4096, true},
-		{"randwrite-again", virtiotest.BlkOut, 32, 2, 4096, true},
-		{"seqread", virtiotest.BlkIn, 8, 1, 128 << 10, false},
-		{"seqwrite-again", virtiotest.BlkOut, 8, 1, 128 << 10, true},
-	} {
-		for _, s := range []struct {
-			name, image string
-			start       server
-		}{
-			{"moovm-raw", "raw", ours("raw")}, {"qemu-raw", "raw", theirs("raw")},
-			{"moovm-cow", "cow", ours("cow")}, {"qemu-qcow2", "qcow2", theirs("qcow2")},
-		} {
-			b.Run(fmt.Sprintf("%s/depth=%d/queues=%d/%s", row.name, row.depth, row.queues, s.name), func(b *testing.B) {
+	servers := []struct {
+		name, image string
+		start       server
+	}{
+		{"moovm-raw", "raw", ours("raw")}, {"qemu-raw", "raw", theirs("raw")},
+		{"moovm-cow", "cow", ours("cow")}, {"qemu-qcow2", "qcow2", theirs("qcow2")},
+	}
+	for _, row := range loads {
+		for _, s := range servers {
+			var last sample
+			name := fmt.Sprintf("%s/depth=%d/queues=%d", row.name, row.depth, row.queues)
+			if b.Run(name+"/"+s.name, func(b *testing.B) {
 				dir := benchDir(b)
-				compare(b, row, images[s.image](b, dir), filepath.Join(dir, "s"), s.start)
-			})
+				last = compare(b, row, images[s.image](b, dir), filepath.Join(dir, "s"), s.start)
+			}) && last.op > 0 {
+				compared[name+"/"+s.name] = append(compared[name+"/"+s.name], last)
+			}
 		}
 	}
+	if p := os.Getenv("MOOVM_BENCH_TABLE"); p != "" {
+		if err := os.WriteFile(p, []byte(compareTable()), 0o644); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+// sample is the time of a request, and of the server's processor for it, in ns.
+type sample struct{ op, cpu float64 }
+
+// compared are all measurements so far, by row and server: -count makes several.
+var compared = map[string][]sample{}
+
+// compareTable is a table of the medians.
+func compareTable() string {
+	var t strings.Builder
+	t.WriteString("| request | depth | queues | our raw | qemu raw | ratio | our cow | qemu qcow2 | ratio |\n|---|---|---|---|---|---|---|---|---|\n")
+	median := func(name string, of func(sample) float64) float64 {
+		var v []float64
+		for _, s := range compared[name] {
+			v = append(v, of(s))
+		}
+		if len(v) == 0 {
+			return math.NaN()
+		}
+		slices.Sort(v)
+		return v[len(v)/2] / 1000
+	}
+	for _, row := range loads {
+		name := fmt.Sprintf("%s/depth=%d/queues=%d", row.name, row.depth, row.queues)
+		fmt.Fprintf(&t, "| %s | %d | %d", row.name, row.depth, row.queues)
+		for _, pair := range [][2]string{{"/moovm-raw", "/qemu-raw"}, {"/moovm-cow", "/qemu-qcow2"}} {
+			var op [2]float64
+			for i, s := range pair {
+				op[i] = median(name+s, func(s sample) float64 { return s.op })
+				fmt.Fprintf(&t, " | %.1f (%.1f)", op[i], median(name+s, func(s sample) float64 { return s.cpu }))
+			}
+			fmt.Fprintf(&t, " | %.2f", op[1]/op[0])
+		}
+		t.WriteString(" |\n")
+	}
+	return t.String()
+}
+
+// loads are the rows. A sequential request is 128 KiB, others are 4 KiB at
+// random places.
+var loads = []load{
+	{"random read", virtiotest.BlkIn, 1, 1, 4096, false},
+	{"random read", virtiotest.BlkIn, 32, 1, 4096, false},
+	{"random read", virtiotest.BlkIn, 2, 2, 4096, false},
+	{"random read", virtiotest.BlkIn, 32, 2, 4096, false},
+	{"first write", virtiotest.BlkOut, 1, 1, 4096, false},
+	{"first write", virtiotest.BlkOut, 32, 1, 4096, false},
+	{"first write", virtiotest.BlkOut, 2, 2, 4096, false},
+	{"first write", virtiotest.BlkOut, 32, 2, 4096, false},
+	{"write again", virtiotest.BlkOut, 1, 1, 4096, true},
+	{"write again", virtiotest.BlkOut, 32, 1, 4096, true},
+	{"write again", virtiotest.BlkOut, 2, 2, 4096, true},
+	{"write again", virtiotest.BlkOut, 32, 2, 4096, true},
+	{"sequential read", virtiotest.BlkIn, 8, 1, 128 << 10, false},
+	{"sequential read", virtiotest.BlkIn, 8, 2, 128 << 10, false},
+	{"sequential write again", virtiotest.BlkOut, 8, 1, 128 << 10, true},
+	{"sequential write again", virtiotest.BlkOut, 8, 2, 128 << 10, true},
 }
 
 type server func(b *testing.B, img, sock string, queues int) *exec.Cmd
@@ -103,7 +162,7 @@ type load struct {
 	warm          bool // everything is written once before
 }
 
-const benchDisk = 64 << 20
+const benchDisk = 128 << 20
 
 // benchDir is in memory if possible: the disk of the machine is not what is
 // measured.
@@ -124,8 +183,8 @@ func base(b *testing.B, dir string) string {
 	return p
 }
 
-func compare(b *testing.B, row load, img, sock string, start server) {
-	cmd := start(b, img, sock, row.queues)
+func compare(b *testing.B, row load, img, sock string, serve server) sample {
+	cmd := serve(b, img, sock, row.queues)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
@@ -167,12 +226,18 @@ func compare(b *testing.B, row load, img, sock string, start server) {
 	} else {
 		drive(b, d, slots, 200, row.queues, func(i int) uint64 { return next(places - 1 - i%200) })
 	}
+	// There are only so many first writes, whatever b.N is.
+	n := b.N
+	if row.typ == virtiotest.BlkOut && !row.warm {
+		n = places - 200
+	}
 	before := cpuTime(b, cmd.Process.Pid)
-	b.ResetTimer()
-	b.SetBytes(int64(row.size))
-	drive(b, d, slots, b.N, row.queues, next)
-	b.StopTimer()
-	b.ReportMetric(float64(cpuTime(b, cmd.Process.Pid)-before)/float64(b.N), "cpu-ns/op")
+	start := time.Now()
+	drive(b, d, slots, n, row.queues, next)
+	m := sample{float64(time.Since(start)) / float64(n), float64(cpuTime(b, cmd.Process.Pid)-before) / float64(n)}
+	b.ReportMetric(m.op, "ns/op")
+	b.ReportMetric(m.cpu, "cpu-ns/op")
+	return m
 }
 
 type slot struct {
