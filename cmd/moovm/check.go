@@ -30,9 +30,11 @@ image could not be looked at.`,
 		Example: "  moovm check root.cow\n  moovm check --repair root.cow",
 		Args:    wantArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			report, end := progress(g, "checking")
-			r, err := cowdisk.Check(cmd.Context(), args[0], repair, images.tool(report))
-			end()
+			var r *cowdisk.CheckResult
+			err := job(cmd.Context(), g, "checking", "run the same command again", func(report func(done, total int64)) (err error) {
+				r, err = cowdisk.Check(cmd.Context(), args[0], repair, images.tool(report))
+				return err
+			})
 			if err != nil {
 				return err
 			}

@@ -69,7 +69,7 @@ func printInfo(w io.Writer, i cowdisk.Info) {
 	if i.BackingFilename != "" {
 		line("backing file", "%s", i.BackingFilename)
 		if i.FullBackingFilename != i.BackingFilename {
-			line("", "found at %s", i.FullBackingFilename)
+			line("backing path", "%s", i.FullBackingFilename)
 		}
 	}
 	if s := i.FormatSpecific; s != nil {
@@ -79,6 +79,10 @@ func printInfo(w io.Writer, i cowdisk.Info) {
 			percent = 100 * float64(s.AllocatedSectors) * 512 / float64(i.VirtualSize)
 		}
 		line("allocated", "%d sectors (%s, %.1f %%)", s.AllocatedSectors, humanize.IBytes(uint64(s.AllocatedSectors)*512), percent)
-		line("bitmap at", "%d, data at %d", s.BitmapOffset, s.DataOffset)
+		hint := ""
+		if s.DataOffset%4096 != 0 {
+			hint = " (not at a page: see create --help)"
+		}
+		line("bitmap at", "%d, data at %d%s", s.BitmapOffset, s.DataOffset, hint)
 	}
 }

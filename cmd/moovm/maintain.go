@@ -11,10 +11,13 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 )
 
-// interrupted makes one sentence of a job that Ctrl-C ended.
-func interrupted(ctx context.Context, err error, remedy string) error {
+// job runs a tool that may take long: with a progress bar on a terminal, and a status and a sentence of its own when Ctrl-C ends it.
+func job(ctx context.Context, g *globals, what, remedy string, tool func(report func(done, total int64)) error) error {
+	report, end := progress(g, what)
+	_, err := advise(nil, tool(report))
+	end()
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return fmt.Errorf("interrupted; %s", remedy)
+		return &statusError{exitInterrupted, fmt.Errorf("interrupted; %s", remedy)}
 	}
 	return err
 }
@@ -30,11 +33,9 @@ again: the overlay's contents are the same at every moment.`,
 		Example: "  moovm commit root.cow",
 		Args:    wantArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			report, end := progress(g, "committing")
-			err := cowdisk.Commit(cmd.Context(), args[0], images.tool(report))
-			end()
-			_, err = advise(nil, err)
-			return interrupted(cmd.Context(), err, "run the same command again to finish")
+			return job(cmd.Context(), g, "committing", "run the same command again to finish", func(report func(done, total int64)) error {
+				return cowdisk.Commit(cmd.Context(), args[0], images.tool(report))
+			})
 		},
 	}
 	images.register(cmd.Flags())
@@ -61,13 +62,12 @@ and is known to be right. An empty BASE means none.`,
 				return usageError(errors.New("moovm rebase: -b BASE is missing"))
 			}
 			if headerOnly {
-				return cowdisk.RebaseHeader(args[0], base, images.tool(nil))
+				_, err := advise(nil, cowdisk.RebaseHeader(args[0], base, images.tool(nil)))
+				return err
 			}
-			report, end := progress(g, "rebasing")
-			err := cowdisk.Rebase(cmd.Context(), args[0], base, images.tool(report))
-			end()
-			_, err = advise(nil, err)
-			return interrupted(cmd.Context(), err, "the image is as good as before; run the same command again to finish")
+			return job(cmd.Context(), g, "rebasing", "the image is as good as before; run the same command again to finish", func(report func(done, total int64)) error {
+				return cowdisk.Rebase(cmd.Context(), args[0], base, images.tool(report))
+			})
 		},
 	}
 	f := cmd.Flags()
@@ -97,11 +97,9 @@ file OUT: a sparse raw image, or with -f a COW image without a backing file.`,
 					return usageError(err)
 				}
 			}
-			report, end := progress(g, "flattening")
-			err := cowdisk.Flatten(cmd.Context(), args[0], args[1], variant, images.tool(report))
-			end()
-			_, err = advise(nil, err)
-			return interrupted(cmd.Context(), err, "nothing was left behind")
+			return job(cmd.Context(), g, "flattening", "nothing was left behind", func(report func(done, total int64)) error {
+				return cowdisk.Flatten(cmd.Context(), args[0], args[1], variant, images.tool(report))
+			})
 		},
 	}
 	f := cmd.Flags()
@@ -127,11 +125,11 @@ disk does not change by itself: grow it afterwards (resize2fs), shrink it before
 			if err != nil {
 				return usageError(fmt.Errorf("moovm resize: %w", err))
 			}
-			report, end := progress(g, "resizing")
-			err = cowdisk.Resize(cmd.Context(), args[0], size, shrink, images.tool(report))
-			end()
-			if _, err = advise(nil, err); err != nil {
-				return interrupted(cmd.Context(), err, "the image is as it was")
+			err = job(cmd.Context(), g, "resizing", "the image is as it was", func(report func(done, total int64)) error {
+				return cowdisk.Resize(cmd.Context(), args[0], size, shrink, images.tool(report))
+			})
+			if err != nil {
+				return err
 			}
 			if !g.quiet {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s: now a disk of %s\n", args[0], humanize.IBytes(uint64(size)))
@@ -158,13 +156,16 @@ not be read.`,
 		Example: "  moovm compare root.cow root.img",
 		Args:    wantArgs("A", "B"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			report, end := progress(g, "comparing")
-			c, err := cowdisk.Compare(cmd.Context(), args[0], args[1], images.tool(report))
-			end()
-			if err != nil {
-				// As cmp(1) and qemu-img compare do: trouble is not "different".
-				_, err = advise(nil, err)
-				return &statusError{exitUsage, interrupted(cmd.Context(), err, "nothing was decided")}
+			var c cowdisk.Comparison
+			err := job(cmd.Context(), g, "comparing", "nothing was decided", func(report func(done, total int64)) (err error) {
+				c, err = cowdisk.Compare(cmd.Context(), args[0], args[1], images.tool(report))
+				return err
+			})
+			if se := (*statusError)(nil); errors.As(err, &se) {
+				return err
+			}
+			if err != nil { // as cmp(1) and qemu-img compare do: trouble is not "different"
+				return &statusError{exitUsage, err}
 			}
 			if !c.Equal {
 				if !g.quiet {
