@@ -187,7 +187,7 @@ func (c *crashRun) step(d *Disk) error {
 // crashPoints is how many crash points to try.
 func crashPoints() int {
 	switch {
-	case os.Getenv("MOOVM_SOAK") != "":
+	case soak() != 0:
 		return 3_000_000
 	case os.Getenv("MOOVM_TEST_LONG") != "":
 		return 100_000
@@ -197,15 +197,37 @@ func crashPoints() int {
 	return 6_000
 }
 
-// parallelSeeds runs f with new seeds on every processor until it has done enough.
+// soak is how long each of the random tests goes on: 0 without MOOVM_SOAK, with it MOOVM_SOAK_TIME (such as 10m), or until millions of
+// crash points were tried.
+func soak() time.Duration {
+	if os.Getenv("MOOVM_SOAK") == "" {
+		return 0
+	}
+	if d, err := time.ParseDuration(os.Getenv("MOOVM_SOAK_TIME")); err == nil {
+		return d
+	}
+	return noLimit
+}
+
+const noLimit = 1000 * time.Hour
+
+// parallelSeeds runs f with new seeds on every processor until it has done enough, or the time of the soak is over.
 func parallelSeeds(t *testing.T, enough int, f func(seed uint64) (points int, err error)) {
 	var total, seeds atomic.Int64
 	var wg sync.WaitGroup
 	start := time.Now()
+	limit := soak()
+	first := uint64(0)
+	if limit != 0 { // other runs than last time; what fails tells its seed
+		first = uint64(start.UnixNano())
+		if limit < noLimit {
+			enough = 1 << 62
+		}
+	}
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			for total.Load() < int64(enough) && !t.Failed() {
-				seed := uint64(seeds.Add(1))
+			for total.Load() < int64(enough) && !t.Failed() && (limit == 0 || time.Since(start) < limit) {
+				seed := first + uint64(seeds.Add(1))
 				n, err := f(seed)
 				total.Add(int64(n))
 				if err != nil {
@@ -215,7 +237,8 @@ func parallelSeeds(t *testing.T, enough int, f func(seed uint64) (points int, er
 		})
 	}
 	wg.Wait()
-	t.Logf("%d points in %d runs, %v", total.Load(), seeds.Load(), time.Since(start).Round(time.Millisecond))
+	took := time.Since(start)
+	t.Logf("%d points in %d runs, %v, %.0f a minute", total.Load(), seeds.Load(), took.Round(time.Millisecond), float64(total.Load())/took.Minutes())
 }
 
 // Power fails at every change of a file, and any part of what was not synced is on disk: every sector is old or new, what was flushed is

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -170,6 +171,55 @@ func TestInteropFlatten(t *testing.T) {
 	if err != nil || !c.Equal {
 		t.Errorf("compare: %+v %v", c, err)
 	}
+}
+
+// What flatten writes is served by qemu-nbd, and read and written there by qemu-io; an overlay on it shows what was written.
+func TestInteropNBD(t *testing.T) {
+	nbd, qemu, qio := tool(t, "qemu-nbd", "qemu-utils"), tool(t, "qemu-img", "qemu-utils"), tool(t, "qemu-io", "qemu-utils")
+	dir := t.TempDir()
+	_, want := baseFile(t, dir, 4<<20)
+	img, out, plain := filepath.Join(dir, "a.cow"), filepath.Join(dir, "out.img"), filepath.Join(dir, "plain.img")
+	mustCreate(t, img, CreateOptions{Backing: "base.img"})
+	d := mustOpen(t, img, Options{})
+	copy(want[1<<20+77:], randomBytes(300000, 3))
+	d.WriteAt(want[1<<20+77:1<<20+77+300000], 1<<20+77)
+	clear(want[3<<20:])
+	d.Discard(3<<20, 1<<20)
+	d.Close()
+	if err := Flatten(t.Context(), img, out, VariantUnknown, ToolOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, plain, want)
+	socket := filepath.Join(dir, "nbd")
+	url := "nbd+unix:///?socket=" + socket
+	server := exec.Command(nbd, "-f", "raw", "-k", socket, "-t", out)
+	var says bytes.Buffer
+	server.Stdout, server.Stderr = &says, &says
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer server.Wait()
+	defer server.Process.Signal(syscall.SIGTERM)
+	for range 600 {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	runTool(t, qemu, "compare", "-f", "raw", "-F", "raw", url, plain)
+	if o := runTool(t, qio, "-f", "raw", "-c", "read -P 0 3M 1M", "-c", "write -P 0xa5 5000 70000", "-c", "read -P 0xa5 5000 70000", "-c", "flush", url); strings.Contains(o, "failed") || strings.Contains(o, "error") {
+		t.Fatalf("qemu-io: %s", o)
+	}
+	server.Process.Signal(syscall.SIGTERM)
+	if err := server.Wait(); err != nil && says.Len() > 0 {
+		t.Fatalf("qemu-nbd: %v: %s", err, &says)
+	}
+	for i := range 70000 {
+		want[5000+i] = 0xa5
+	}
+	over := filepath.Join(dir, "over.cow")
+	mustCreate(t, over, CreateOptions{Backing: "out.img"})
+	wantSame(t, "what qemu-io wrote", contents(t, mustOpen(t, over, Options{})), want)
 }
 
 // cpio makes an initramfs archive (newc).

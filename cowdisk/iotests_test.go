@@ -339,3 +339,154 @@ func TestOddRaw(t *testing.T) {
 	defer d.Close()
 	wantSame(t, "padded", contents(t, d), append(want[:1000:1000], make([]byte, 24)...))
 }
+
+func TestZeroesOverBacking(t *testing.T) { // what lies in the base never shows again, whichever part of a unit is zeroed
+	for _, v := range []Variant{QEMUV2, UMLV3} {
+		dir := t.TempDir()
+		base, want := baseFile(t, dir, 1<<20+700)
+		before := bytes.Clone(want)
+		img := filepath.Join(dir, "a.cow")
+		mustCreate(t, img, CreateOptions{Backing: "base.img", Variant: v})
+		d := mustOpen(t, img, Options{})
+		want = append(want, make([]byte, int(d.Size())-len(want))...)
+		off := int64(0)
+		for i, n := range []int64{1, 511, 512, 513, 4095, 4096, 4097, 65536, 100001} {
+			for _, at := range []int64{0, 1, 512, 4095} {
+				from := off + at
+				clear(want[from : from+n])
+				var err error
+				if (i+int(at))%2 == 0 {
+					err = d.Discard(from, n)
+				} else {
+					err = d.WriteZeroes(from, n, at == 0)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				off = (from + n + 8191) &^ 4095 // leaves a unit of the base in between
+			}
+		}
+		clear(want[1<<20-5000:]) // up to the end, which is no whole unit
+		if err := d.WriteZeroes(1<<20-5000, d.Size()-(1<<20-5000), true); err != nil {
+			t.Fatal(err)
+		}
+		wantSame(t, "zeroed", contents(t, d), want)
+		n := d.Allocated()
+		d.Close()
+		d = mustOpen(t, img, Options{})
+		wantSame(t, "reopened", contents(t, d), want)
+		if d.Allocated() != n {
+			t.Errorf("%d sectors, were %d", d.Allocated(), n)
+		}
+		d.Close()
+		after, _ := os.ReadFile(base)
+		wantSame(t, "base", after, before)
+	}
+}
+
+func TestSubPage(t *testing.T) { // writes of any part of a page keep the rest of it, whether it comes from the base, a layer or nowhere
+	dir := t.TempDir()
+	_, want := baseFile(t, dir, 256<<10)
+	mustCreate(t, filepath.Join(dir, "mid"), CreateOptions{Backing: "base.img", Size: 512 << 10})
+	want = append(want, make([]byte, 256<<10)...)
+	mid := mustOpen(t, filepath.Join(dir, "mid"), Options{})
+	for off := int64(8192); off < mid.Size(); off += 3 * 4096 {
+		p := randomBytes(4096, uint64(off))
+		copy(want[off:], p)
+		if _, err := mid.WriteAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mid.Close()
+	mustCreate(t, filepath.Join(dir, "top"), CreateOptions{Backing: "mid"})
+	d := mustOpen(t, filepath.Join(dir, "top"), Options{})
+	at := 0
+	for _, n := range []int{1, 2, 511, 512, 513, 1024, 3584, 4095} {
+		for _, in := range []int{0, 1, 511, 512, 1000, 3584, 4095} {
+			off := at + in
+			p := randomBytes(n, uint64(off))
+			copy(want[off:], p)
+			if _, err := d.WriteAt(p, int64(off)); err != nil {
+				t.Fatal(err)
+			}
+			at += 8192
+		}
+	}
+	wantSame(t, "written", contents(t, d), want)
+	d.Close()
+	d = mustOpen(t, filepath.Join(dir, "top"), Options{})
+	wantSame(t, "reopened", contents(t, d), want)
+}
+
+func TestUnalignedSizes(t *testing.T) { // a tail that is no whole sector is kept, what pads it reads as zeros
+	for _, n := range []int{513, 1023, 4097, 40960 - 1, 1<<20 + 511} {
+		for _, v := range []Variant{QEMUV2, UMLV3} {
+			dir := t.TempDir()
+			_, data := baseFile(t, dir, n)
+			size := (n + 511) &^ 511
+			want := append(data[:n:n], make([]byte, size-n)...)
+			img, out := filepath.Join(dir, "a"), filepath.Join(dir, "out")
+			mustCreate(t, img, CreateOptions{Backing: "base.img", Variant: v})
+			d := mustOpen(t, img, Options{})
+			if d.Size() != int64(size) {
+				t.Fatalf("%v over %d bytes: %d, want %d", v, n, d.Size(), size)
+			}
+			wantSame(t, "fresh", contents(t, d), want)
+			want[n-1] ^= 0xff
+			if _, err := d.WriteAt(want[n-1:n], int64(n-1)); err != nil {
+				t.Fatal(err)
+			}
+			d.Close()
+			if err := Flatten(t.Context(), img, out, VariantUnknown, ToolOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			b, _ := os.ReadFile(out)
+			wantSame(t, "flattened", b, want[:len(b)])
+			if len(b) < n {
+				t.Errorf("the tail is lost: %d bytes of %d", len(b), n)
+			}
+			if r, err := Check(t.Context(), img, false, ToolOptions{}); err != nil || !r.Clean() {
+				t.Errorf("%+v %v", r, err)
+			}
+		}
+	}
+}
+
+func TestFiveTerabytes(t *testing.T) { // on a real file system: nothing is taken for 32 bits, and what is a hole costs nothing
+	dir := t.TempDir()
+	_, data := baseFile(t, dir, 1<<20)
+	const size = 5 << 40
+	for _, v := range []Variant{QEMUV2, UMLV3} {
+		img := filepath.Join(dir, v.String())
+		if err := Create(img, CreateOptions{Backing: "base.img", Size: size, Variant: v}); err != nil {
+			t.Skipf("this file system has no files of 5 TiB (ext4 and xfs have): %v", err)
+		}
+		for round := range 2 {
+			d := mustOpen(t, img, Options{})
+			for i, off := range []int64{size - 8192, 1<<41 - 4096, 1<<32 - 1, 1 << 42, 300000} {
+				p := randomBytes(8192, uint64(i))
+				if round == 0 {
+					if _, err := d.WriteAt(p, off); err != nil {
+						t.Fatal(err)
+					}
+				}
+				q := make([]byte, 8192)
+				if _, err := d.ReadAt(q, off); err != nil {
+					t.Fatal(err)
+				}
+				wantSame(t, fmt.Sprint(v, " at ", off), q, p)
+			}
+			q := make([]byte, 4096)
+			if _, err := d.ReadAt(q, 0); err != nil || !bytes.Equal(q, data[:4096]) {
+				t.Fatal("the base does not show", err)
+			}
+			if n := d.Info().ActualSize; n > 1<<20 {
+				t.Errorf("%v takes up %d bytes", v, n)
+			}
+			d.Close()
+		}
+		if r, err := Check(t.Context(), img, false, ToolOptions{}); err != nil || !r.Clean() {
+			t.Errorf("%v: %+v %v", v, r, err)
+		}
+	}
+}
