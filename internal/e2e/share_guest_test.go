@@ -131,11 +131,13 @@ func shareCopies(t *testing.T, files int) {
 		at() { read -r up _ < /proc/uptime; echo "$1 at $up s"; }
 		mkdir /dev/shm/t; cp -a /mnt/in /dev/shm/t/; at in
 		cp -a /dev/shm/t/in /mnt/out/; at out
-		test -z "$(ls -A /mnt/out/in/.?* 2>/dev/null)"
 		umount /mnt/out; at unmounted
 	`)
 	r.wantStatus(t, 0)
 	t.Log(r.stdout)
+	if strings.Contains(r.stderr, "cp: ") { // of extended attributes, say
+		t.Error(r.stderr)
+	}
 	sameTree(t, filepath.Join(dir, "in"), filepath.Join(dir, "out", "in"))
 }
 
@@ -152,18 +154,16 @@ func inHost(script string) []string {
 		` + script}
 }
 
-// A clone by git and a build by go, of the host, on a writable share.
+// A clone by git and a build by go, of the host, on a writable share, which
+// holds the build cache as well: some 30 packages of the standard library.
 func TestLongShareBuild(t *testing.T) {
 	long(t)
 	needKVM(t)
-	var goroot, gocache string
-	for name, to := range map[string]*string{"GOROOT": &goroot, "GOCACHE": &gocache} {
-		out, err := execOutput("go", "env", name)
-		if err != nil {
-			t.Skipf("needs go on this machine (%v); install it", err)
-		}
-		*to = strings.TrimSpace(out)
+	goroot, err := execOutput("go", "env", "GOROOT")
+	if err != nil {
+		t.Skipf("needs go on this machine (%v); install it", err)
 	}
+	goroot = strings.TrimSpace(goroot)
 	if _, err := exec.LookPath("git"); err != nil {
 		t.Skip("needs git on this machine; install it")
 	}
@@ -182,13 +182,11 @@ func TestLongShareBuild(t *testing.T) {
 		filepath.Join(dir, "work/origin")); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Second)
 	defer cancel()
 	cmd := command(ctx, dir, append([]string{"run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img", "--memory", "2G", "--cpus", "2"}, inHost(`
-		mkdir /dev/shm/up /dev/shm/wk $H/tmp/cache
-		mount -t overlay -o lowerdir=$H`+gocache+`,upperdir=/dev/shm/up,workdir=/dev/shm/wk overlay $H/tmp/cache || true
 		chroot $H env -i PATH=`+goroot+`/bin:/usr/bin:/bin HOME=/tmp GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-buildvcs=false CGO_ENABLED=0 \
-			GOCACHE=/tmp/cache GOTMPDIR=/mnt GOTELEMETRY=off sh -ec '
+			GOCACHE=/mnt/cache GOTMPDIR=/mnt GOTELEMETRY=off sh -ec '
 			at() { read -r up _ < /proc/uptime; echo "$1 at $up s"; }
 			at start; cd /mnt; git clone -q origin clone; at cloned
 			cd clone; git fsck --no-progress; test -z "$(git status --porcelain)"; at checked
@@ -335,6 +333,11 @@ func TestShareGuestEnds(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
+	}
+	// What the runtime opens once, with the first pipe, does not count.
+	if r, w, err := os.Pipe(); err == nil {
+		r.Close()
+		w.Close()
 	}
 	for _, end := range []string{"kill", "reset", "exit"} {
 		t.Run(end, func(t *testing.T) {
