@@ -1,11 +1,13 @@
 package vmm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"log/slog"
 	"testing"
 
+	"github.com/moovm/moovm/internal/kvm"
 	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio/pci"
 )
@@ -221,6 +223,8 @@ func (nullMSI) Close() error                 { return nil }
 func FuzzBuses(f *testing.F) {
 	f.Add([]byte{0, 0xf8, 3, 1, 'x', 1, 0, 0, 0xc0, 4, 1, 2, 3, 4})
 	f.Add([]byte{0, 0xf8, 0x0c, 4, 0, 8, 0, 0x80, 0, 0xfc, 0x0c, 4, 0, 0, 0, 0})
+	f.Add([]byte{11, 0xf8, 3, 0, 1, 0, 'x', 0, 0, 0, 0, 0, 10, 0xf8, 3, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0})
+	f.Add([]byte{13, 0x9a, 0, 0, 0, 1, 0xff, 0xff, 0, 0, 0, 0, 5, 0, 0x20, 0, 0, 7, 0, 0, 0xe0, 0xfe, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := busMachine(t)
 		defer closeBusMachine(m)
@@ -242,6 +246,15 @@ func FuzzBuses(f *testing.F) {
 				m.mmio(addrECAM+uint64(addr&0x1ffff), p[:n], write)
 			case 4:
 				m.mmio(addrWindows+uint64(addr&0x1fff), p[:n], write)
+			case 5: // a string instruction, of a page at most as KVM has it
+				size := 1 << (n % 3)
+				count := 1 + int(addr>>16)%(pageSize/size)
+				data := bytes.Repeat(p[:size], count)
+				m.ports(kvm.IO{Out: write, Size: size, Port: uint16(addr), Count: count, Data: data})
+			case 6: // the disk's configuration space: BARs, MSI-X, the access capability
+				m.mmio(addrECAM+1<<15+uint64(addr&0xff), p[:n], write)
+			case 7: // wherever
+				m.mmio(uint64(addr)|uint64(p[0])<<32, p[1:n], write)
 			}
 		}
 		var id [4]byte

@@ -4,11 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/moovm/moovm/internal/confine"
 )
 
 const noConfineHelp = "do not confine this process once everything is open (moovm help run)"
+
+// confineServer confines a process that serves what it has open on a socket,
+// which it removes at the end.
+func (g *globals) confineServer(socket string) error {
+	if !g.mayConfine || g.noConfine {
+		return nil
+	}
+	dir, err := absPath(filepath.Dir(socket))
+	if err != nil {
+		return err
+	}
+	return confineSelf(g.logger(), confine.Needs{Remove: []string{dir}, Sockets: true})
+}
 
 // confineSelf takes from this process what it no longer needs. A kernel that
 // has no means for it is no error.

@@ -57,7 +57,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) int {
-	root := newRootCommand()
+	root := newRoot(&globals{mayConfine: true})
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -81,6 +81,11 @@ func run(ctx context.Context, args []string) int {
 type globals struct {
 	quiet   bool
 	verbose int
+
+	// mayConfine is for the program itself: tests that run a command in their
+	// own process go on afterwards.
+	mayConfine bool
+	noConfine  bool
 }
 
 func (g *globals) logger() *slog.Logger {
@@ -96,8 +101,9 @@ func (g *globals) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
-func newRootCommand() *cobra.Command {
-	g := &globals{}
+func newRootCommand() *cobra.Command { return newRoot(&globals{}) }
+
+func newRoot(g *globals) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "moovm",
 		Short: "Copy-on-write root disks, and a small KVM machine that boots stock Linux on them",

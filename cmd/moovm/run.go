@@ -194,7 +194,7 @@ func (m *machineFlags) run(ctx context.Context, g *globals, args []string) (int,
 		}
 		return status, nil
 	}
-	return m.boot(ctx, c, args)
+	return m.boot(ctx, g, c, args)
 }
 
 // open opens the kernel, the modules, the initrd and the disks.
@@ -368,7 +368,7 @@ func absPath(path string) (string, error) {
 }
 
 // boot runs the guest in this process.
-func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) (int, error) {
+func (m *machineFlags) boot(ctx context.Context, g *globals, c guest.Config, args []string) (int, error) {
 	if len(args) == 0 {
 		if ctx.Err() != nil {
 			return exitInterrupted, errInterrupted
@@ -406,7 +406,7 @@ func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) 
 		if counters != nil {
 			counters.Serve(machine.Stats)
 		}
-		if m.noConfine {
+		if m.noConfine || !g.mayConfine {
 			return nil
 		}
 		return confineSelf(c.Logger, needs)
@@ -441,6 +441,10 @@ func (m *machineFlags) boot(ctx context.Context, c guest.Config, args []string) 
 		return 0, nil
 	}
 	c.Logger.Log(ctx, slog.LevelInfo, "guest ended", "reason", result.Reason.String(), "took", result.Took)
+	var failed *vmm.VCPUError
+	if errors.As(err, &failed) {
+		fmt.Fprint(os.Stderr, failed.Registers())
+	}
 	var stopped *guest.StoppedError
 	if errors.As(err, &stopped) && !errors.Is(err, context.DeadlineExceeded) {
 		return exitInterrupted, err

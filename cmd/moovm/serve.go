@@ -69,6 +69,9 @@ Hypervisor, crosvm and others, until it is interrupted. One client at a time.`,
 			if err != nil {
 				return err
 			}
+			if err := g.confineServer(socket); err != nil {
+				return err
+			}
 			if !g.quiet {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s is served on %s\n", flag.path, socket)
 			}
@@ -78,6 +81,7 @@ Hypervisor, crosvm and others, until it is interrupted. One client at a time.`,
 	f := cmd.Flags()
 	f.StringVar(&socket, "socket", "", "`PATH` of the UNIX socket to make")
 	f.IntVar(&queues, "queues", 1, "request queues")
+	f.BoolVar(&g.noConfine, "no-confine", false, noConfineHelp)
 	images.register(f)
 	return cmd
 }
@@ -131,6 +135,9 @@ what a running machine does to its own is in its guest. The first is disks/vda.`
 			if err != nil {
 				return err
 			}
+			if err := g.confineServer(socket); err != nil {
+				return err
+			}
 			if !g.quiet {
 				fmt.Fprintf(cmd.ErrOrStderr(), "the tree is served on %s\n", socket)
 			}
@@ -140,6 +147,7 @@ what a running machine does to its own is in its guest. The first is disks/vda.`
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "", "`unix:PATH` of the socket to make")
 	f.BoolVar(&reveal, "reveal-paths", false, "show clients the paths of files on this machine")
+	f.BoolVar(&g.noConfine, "no-confine", false, noConfineHelp)
 	images.register(f)
 	return cmd
 }

@@ -102,10 +102,15 @@ func allowed(n Needs) seccomp.Policy {
 		names = append(names, "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
 			"recvfrom", "recvmsg", "sendto", "sendmsg", "memfd_create")
 	}
-	if len(n.Read)+len(n.Write) > 0 {
+	files := len(n.Read)+len(n.Write) > 0
+	if files || n.Sockets {
+		// What /proc tells of a descriptor that was received.
+		names = append(names, "readlink", "readlinkat")
+	}
+	if files {
 		// Landlock decides where.
 		names = append(names, "open", "openat", "openat2", "stat", "lstat", "newfstatat", "statx", "statfs", "getdents64",
-			"readlink", "readlinkat", "access", "faccessat", "faccessat2",
+			"access", "faccessat", "faccessat2",
 			"getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr")
 	}
 	if len(n.Write)+len(n.Remove) > 0 {

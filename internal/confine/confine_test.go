@@ -118,6 +118,8 @@ func child(dir string) {
 	if os.Getenv("CONFINE_NEEDS") != "" {
 		c, err := listener.Accept()
 		try("accept", err)
+		_, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", open.Fd()))
+		try("name of a descriptor", err)
 		line, err := bufio.NewReader(c).ReadString('\n')
 		try("message "+strings.TrimSpace(line), err)
 	}
@@ -258,7 +260,7 @@ func TestFoldersAndSockets(t *testing.T) {
 	said := runChild(t, "CONFINE_NEEDS=1")
 	wantRefused(t, said, attackNames()...)
 	wantRefused(t, said, "write ro", "remove ro", "read rm", "write elsewhere")
-	for _, name := range []string{"read ro", "write rw", "mkdir rw", "rename rw", "remove rm", "accept", "message hello"} {
+	for _, name := range []string{"read ro", "write rw", "mkdir rw", "rename rw", "remove rm", "accept", "name of a descriptor", "message hello"} {
 		if said[name] != "done" {
 			t.Errorf("%s: %q", name, said[name])
 		}
