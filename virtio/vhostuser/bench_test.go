@@ -232,8 +232,11 @@ func compare(b *testing.B, row load, img, sock string, serve server) sample {
 		n = places - 200
 	}
 	before := cpuTime(b, cmd.Process.Pid)
+	b.SetBytes(int64(row.size))
+	b.ResetTimer()
 	start := time.Now()
 	drive(b, d, slots, n, row.queues, next)
+	b.StopTimer()
 	m := sample{float64(time.Since(start)) / float64(n), float64(cpuTime(b, cmd.Process.Pid)-before) / float64(n)}
 	b.ReportMetric(m.op, "ns/op")
 	b.ReportMetric(m.cpu, "cpu-ns/op")

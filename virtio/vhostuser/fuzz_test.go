@@ -32,6 +32,8 @@ const (
 	recPoke   = 0xf1 // payload: offset in guest memory (2), bytes
 	recShrink = 0xf2 // payload: new size of the memory file in pages (1)
 	recYield  = 0xf3
+	// payload: offset in the in-flight memory (2), bytes
+	recScribble = 0xf4
 )
 
 func record(typ, flags, fds byte, p []byte) []byte {
@@ -83,6 +85,10 @@ func FuzzMessages(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	// The image's file is as long as the disk: any sector may be in it.
+	if _, err := cow.WriteAt(want[:4096], int64(len(want)-4096)); err != nil {
+		f.Fatal(err)
+	}
 	f.Cleanup(func() {
 		cow.Close()
 		if b, err := os.ReadFile(base); err != nil || !bytes.Equal(b, want) {
@@ -99,6 +105,7 @@ func FuzzMessages(f *testing.F) {
 	pair := func(a, b uint32) []byte {
 		return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, a), b)
 	}
+	setInflight := record(byte(vhostmsg.SetInflightFD), 8, 3, append(binary.LittleEndian.AppendUint64(nil, inflightSize), 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 16, 0, 0, 0, 0, 0))
 	start := setUp(virtio.FeatureVersion1 | virtio.FeatureIndirectDesc)
 	tail := [][]byte{
 		record(recYield, 0, 0, nil),
@@ -111,6 +118,16 @@ func FuzzMessages(f *testing.F) {
 		record(byte(vhostmsg.ResetDevice), 8, 0, nil),
 		record(byte(vhostmsg.GetInflightFD), 0, 0, append(make([]byte, 16), 1, 0, 8, 0, 0, 0, 0, 0)),
 		record(recPoke, 0, 0, []byte{0, 0, 1, 2, 3, 4}),
+		// The front-end changes what it keeps for the device, whose image has
+		// put its name there, and hands it over once more.
+		bytes.Join([][]byte{
+			record(byte(vhostmsg.GetVringBase), 0, 0, pair(0, 0)), setInflight,
+			record(recScribble, 0, 0, []byte{0, 0x20, 0xff, 0xff, 1, 0, 0, 0x80}), // words
+			record(recScribble, 0, 0, []byte{0x40, 0x10, 1}),                      // the summary
+			setInflight,
+			record(recScribble, 0, 0, []byte{0x40, 0x10, 0xff, 0xff}), // beyond the disk
+			setInflight,
+		}, nil),
 	}
 	f.Add(g.Bytes[:4096], start)
 	for _, s := range tail {
@@ -126,11 +143,8 @@ func FuzzMessages(f *testing.F) {
 		}
 		defer guest.Close()
 		copy(guest.Bytes, mem)
-		small, err := virtiotest.NewSharedMemory(4096) // for what is in flight
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer small.Close()
+		small := inflightMemory(t) // for what is in flight, and pending
+		defer unix.Close(small)
 		ev, err := virtio.NewEvent()
 		if err != nil {
 			t.Fatal(err)
@@ -159,6 +173,11 @@ func FuzzMessages(f *testing.F) {
 					unix.Pwrite(guest.FD, p[2:], int64(binary.LittleEndian.Uint16(p))%fuzzMemory)
 				}
 				continue
+			case recScribble:
+				if len(p) > 2 {
+					unix.Pwrite(small, p[2:], int64(binary.LittleEndian.Uint16(p))%inflightSize)
+				}
+				continue
 			case recShrink:
 				if len(p) > 0 {
 					unix.Ftruncate(guest.FD, int64(p[0])%17*4096)
@@ -173,7 +192,7 @@ func FuzzMessages(f *testing.F) {
 				case 2:
 					m.FDs = append(m.FDs, ev.FD())
 				case 3:
-					m.FDs = append(m.FDs, small.FD)
+					m.FDs = append(m.FDs, small)
 				}
 			}
 			if conn.Write(&m) != nil {
@@ -189,6 +208,24 @@ func FuzzMessages(f *testing.F) {
 			t.Errorf("%d requests in flight", n)
 		}
 	})
+}
+
+const inflightSize = 16 << 10
+
+// inflightMemory is a region as the server makes it: it cannot shrink.
+func inflightMemory(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.MemfdCreate("inflight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Ftruncate(fd, inflightSize); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
+		t.Fatal(err)
+	}
+	return fd
 }
 
 // drain reads what the server sends, with its descriptors, until the end.
