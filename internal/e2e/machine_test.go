@@ -59,6 +59,7 @@ func scriptInitrd(t *testing.T, script string, files map[string]string) []byte {
 		add(name, cpio.TypeReg|0o755, data)
 	}
 	add("init", cpio.TypeReg|0o755, []byte(`#!/bin/busybox sh
+echo "user space" > /dev/console
 /bin/busybox --install /bin
 export PATH=/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
