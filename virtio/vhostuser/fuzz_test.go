@@ -106,6 +106,7 @@ func FuzzMessages(f *testing.F) {
 		return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, a), b)
 	}
 	setInflight := record(byte(vhostmsg.SetInflightFD), 8, 3, append(binary.LittleEndian.AppendUint64(nil, inflightSize), 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 16, 0, 0, 0, 0, 0))
+	wait := bytes.Repeat(record(recYield, 0, 0, nil), 15)
 	start := setUp(virtio.FeatureVersion1 | virtio.FeatureIndirectDesc)
 	tail := [][]byte{
 		record(recYield, 0, 0, nil),
@@ -122,9 +123,10 @@ func FuzzMessages(f *testing.F) {
 		// put its name there, and hands it over once more.
 		bytes.Join([][]byte{
 			record(byte(vhostmsg.GetVringBase), 0, 0, pair(0, 0)), setInflight,
+			wait, // until it is done
 			record(recScribble, 0, 0, []byte{0, 0x20, 0xff, 0xff, 1, 0, 0, 0x80}), // words
 			record(recScribble, 0, 0, []byte{0x40, 0x10, 1}),                      // the summary
-			setInflight,
+			setInflight, wait,
 			record(recScribble, 0, 0, []byte{0x40, 0x10, 0xff, 0xff}), // beyond the disk
 			setInflight,
 		}, nil),
