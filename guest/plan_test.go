@@ -85,9 +85,10 @@ func TestModulesFor(t *testing.T) {
 		}
 	}
 	for name, cfg := range map[string]Config{
-		"no xfs module": {Modules: m, NoTree: true, Disks: []Disk{{Backend: memoryDisk{xfs}}}},
-		"no 9p module":  {Modules: m, Shares: []Share{{Tag: "x"}}},
-		"unknown":       {Modules: m, LoadModules: []string{"nonesuch"}},
+		"no xfs module":  {Modules: m, NoTree: true, Disks: []Disk{{Backend: memoryDisk{xfs}}}},
+		"no 9p module":   {Modules: m, Shares: []Share{{Tag: "x"}}},
+		"no mmio module": {Modules: m, NoTree: true, Transport: vmm.TransportMMIO, Disks: []Disk{{Backend: memoryDisk{ext4}}}},
+		"unknown":        {Modules: m, LoadModules: []string{"nonesuch"}},
 	} {
 		if _, err := modulesFor(&cfg, InitConfig{}); !errors.Is(err, ErrUnknownModule) {
 			t.Errorf("%s: %v", name, err)
