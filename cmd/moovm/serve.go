@@ -41,10 +41,13 @@ func newServeVhostUserCommand(g *globals) *cobra.Command {
 		Use:   "vhost-user --socket PATH IMAGE[,ro][,serial=NAME][,format=raw|cow]",
 		Short: "Our block device for any other virtual machine monitor",
 		Long: `Serves IMAGE as a vhost-user block device on a UNIX socket, for QEMU, Cloud
-Hypervisor, crosvm and others, until it is interrupted. One client at a time.`,
+Hypervisor, crosvm and others, until it is interrupted. One client at a time.
+
+Started again after it was killed, it goes on where it stopped: a client that
+connects again (reconnect=1 in QEMU) loses no write that had completed.`,
 		Example: `  moovm serve vhost-user --socket disk.sock root.cow
   qemu-system-x86_64 -object memory-backend-memfd,id=m,size=1G,share=on -machine memory-backend=m \
-      -chardev socket,id=c,path=disk.sock -device vhost-user-blk-pci,chardev=c`,
+      -chardev socket,id=c,path=disk.sock,reconnect=1 -device vhost-user-blk-pci,chardev=c`,
 		Args: wantArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if socket == "" {

@@ -6,4 +6,10 @@
 // The front-end is not trusted: a message that makes no sense ends the
 // connection with a reason, memory is touched only inside the regions it gave,
 // and memory that vanishes under our hands ends a queue, not the process.
+//
+// A server that was killed can be replaced by another one while the front-end
+// waits: the requests it had in flight are in memory that the front-end keeps
+// (INFLIGHT_SHMFD), and so is what the device had completed but its backend not
+// made durable, if the device has a place for that (PendingLen, SharePending in
+// virtioblk).
 package vhostuser
