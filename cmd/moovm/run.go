@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -403,6 +404,9 @@ func (m *machineFlags) boot(ctx context.Context, g *globals, c guest.Config, arg
 		defer counters.Close()
 	}
 	c.BeforeStart = func(machine *vmm.Machine) error {
+		// The kernel and the initramfs are in the guest's memory: what they took
+		// here goes back to the system, rather than some time later.
+		debug.FreeOSMemory()
 		if counters != nil {
 			counters.Serve(machine.Stats)
 		}

@@ -11,10 +11,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/vmm"
 )
 
 // Figures of the machine, and QEMU's beside them: docs/VMM.md has the table.
@@ -109,6 +111,61 @@ func TestLongMachineBootTime(t *testing.T) {
 	if ratio > 1 {
 		t.Error("slower than QEMU")
 	}
+}
+
+// What the time to user space is spent on: variants of one boot, each with its
+// exits to this program and its page faults.
+func TestLongMachineBootCosts(t *testing.T) {
+	long(t)
+	needKVM(t)
+	elf, zImage := elfKernel(t, kernel), fileKernel(t, kernel)
+	pvh := elf
+	pvh.Protocol = vmm.ProtocolPVH
+	for _, v := range []struct {
+		name   string
+		kernel vmm.Kernel
+		words  string
+		change func(*vmm.Config)
+	}{
+		{"ELF, 64-bit entry", elf, "", nil},
+		{"ELF, PVH", pvh, "", nil},
+		{"bzImage: unpacks itself", zImage, "", nil},
+		{"the AGP scan too", elf, "pci=early", func(c *vmm.Config) { c.Cmdline = strings.ReplaceAll(c.Cmdline, "pci=noearly ", "") }},
+		{"no PCI", elf, "pci=off", nil},
+		{"all messages on the console", elf, "", func(c *vmm.Config) { c.Cmdline = strings.ReplaceAll(c.Cmdline, "quiet ", "") }},
+		{"4 processors", elf, "", func(c *vmm.Config) { c.CPUs = 4 }},
+		{"4 GiB", elf, "", func(c *vmm.Config) { c.Memory = 4 << 30 }},
+	} {
+		var build, boot []time.Duration
+		var exits map[string]uint64
+		var faults int64
+		for range 3 {
+			before := minorFaults(t)
+			start := time.Now()
+			m := bootScript(t, v.kernel, "", func(c *vmm.Config) {
+				c.Cmdline += " " + v.words
+				if v.change != nil {
+					v.change(c)
+				}
+			})
+			build = append(build, time.Since(start))
+			m.expect("user space")
+			boot = append(boot, time.Since(start))
+			exits, faults = m.Exits(), minorFaults(t)-before
+			m.Close()
+		}
+		t.Logf("%-28s built in %v, user space after %v, exits %v, page faults %d",
+			v.name, median(build).Round(time.Millisecond), median(boot).Round(time.Millisecond), exits, faults)
+	}
+}
+
+func minorFaults(t *testing.T) int64 {
+	t.Helper()
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r.Minflt
 }
 
 // Memory beside the guest's, with a disk and 9P, and what a guest costs that
