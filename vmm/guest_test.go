@@ -443,3 +443,13 @@ func (d zeroDisk) ReadAt(p []byte, _ int64) (int, error)  { clear(p); return len
 func (d zeroDisk) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 func (d zeroDisk) Flush() error                           { return nil }
 func (d zeroDisk) Size() int64                            { return int64(d) }
+
+func TestMostCPUs(t *testing.T) {
+	m, out := newMachine(t, asm{}.print("bye").powerOff(), func(c *Config) { c.CPUs = MaxCPUs })
+	if r, err := runToEnd(t, m); r != PowerOff || err != nil || out.String() != "bye" {
+		t.Errorf("%v, %v, console %q", r, err, out)
+	}
+	if _, err := New(Config{CPUs: MaxCPUs + 1, Kernel: asm{}.kernel()}); err == nil {
+		t.Error("a machine with more processors than there can be")
+	}
+}
