@@ -321,3 +321,18 @@ func TestSectorsWithoutBit(t *testing.T) {
 		t.Errorf("Flush: %v", err)
 	}
 }
+
+// The sizes for which the documentation promises an aligned data area, and no others.
+func TestDataAlignment(t *testing.T) {
+	for mib := int64(1); mib < 9000; mib++ {
+		h := Header{Variant: QEMUV2, Size: mib << 20}
+		page, large := mib%16 == 10 || mib%16 == 11, mib%4096 == 4090 || mib%4096 == 4091
+		if got := h.DataOffset(); (got%4096 == 0) != page || (got%(1<<20) == 0) != large {
+			t.Fatalf("%d MiB: data at %d", mib, got)
+		}
+		h = Header{Variant: UMLV3, Size: mib << 20, Alignment: defaultAlign}
+		if got := h.DataOffset(); got%4096 != 0 {
+			t.Fatalf("v3, %d MiB: data at %d", mib, got)
+		}
+	}
+}
