@@ -2,13 +2,19 @@ package vhostuser_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"math/rand"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/virtio/vhostuser"
 	"github.com/moovm/moovm/virtio/virtiotest"
+	"github.com/moovm/moovm/virtioblk"
 )
 
 // A server of an overlay is killed after writes that had completed and that
@@ -83,5 +89,67 @@ func TestOverlayServerKilled(t *testing.T) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Error("the image lacks what was flushed")
+	}
+}
+
+// slowPending is a backend with pending state whose flushes take as long as
+// gate is open.
+type slowPending struct {
+	*virtioblk.RAM
+	entered, gate chan struct{}
+	mem           atomic.Int64 // length of what is shared
+}
+
+func (s *slowPending) PendingLen() int64 { return 100 }
+
+func (s *slowPending) SharePending(mem []byte) error {
+	if mem == nil {
+		close(s.entered)
+		<-s.gate
+	}
+	s.mem.Store(int64(len(mem)))
+	return nil
+}
+
+// A flush at the end of a connection may take longer than CloseWait; the end of
+// the server does not wait for it for ever.
+func TestSlowFlushAtHangUp(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		s := &slowPending{RAM: virtioblk.NewRAM(1 << 20), entered: make(chan struct{}), gate: make(chan struct{})}
+		mem, err := virtiotest.NewSharedMemory(4 << 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mem.Close()
+		a, b := socketpair(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		served := make(chan error, 1)
+		go func() {
+			served <- vhostuser.ServeConn(ctx, b, blkDevice(t, virtioblk.Config{Backend: s}), vhostuser.Options{CloseWait: 10 * time.Millisecond})
+		}()
+		v := virtiotest.NewVhostUser(t, a, mem)
+		virtiotest.Start(t, v, virtiotest.NewGuestOn(mem.Bytes), virtiotest.BlockFeatures, 16)
+		virtiotest.Eventually(t, "the device to use the region", func() bool { return s.mem.Load() == 100 })
+		v.Close()
+		<-s.entered
+		if ends {
+			cancel()
+			if err := <-served; !errors.Is(err, vhostuser.ErrStuck) {
+				t.Errorf("a server that was stopped meanwhile: %v", err)
+			}
+			close(s.gate)
+			virtiotest.Eventually(t, "the flush to end", func() bool { return s.mem.Load() == 0 })
+			continue
+		}
+		select {
+		case err := <-served:
+			t.Errorf("the server did not wait for the flush: %v", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+		close(s.gate)
+		if err := <-served; err != nil || s.mem.Load() != 0 {
+			t.Errorf("%v, %d bytes are still shared", err, s.mem.Load())
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -684,7 +685,12 @@ func (s *session) close(ctx context.Context) error {
 		}
 	}
 	s.deactivate()
-	switch err := s.sharePending(ctx, nil); {
+	// The flush that this takes may be long; it is cut short only when the
+	// server is to stop.
+	patient, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	defer context.AfterFunc(s.ctx, func() { time.AfterFunc(s.o.CloseWait, cancel) })()
+	switch err := s.sharePending(patient, nil); {
 	case errors.Is(err, ErrStuck):
 		return err
 	case err != nil:
