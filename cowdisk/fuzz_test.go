@@ -115,6 +115,22 @@ func FuzzBitmap(f *testing.F) {
 		if err != nil || a != bit(s) || got != want {
 			t.Fatalf("run(%d, %d) = %v %d %v, want %v %d", s, k, a, got, err, bit(s), want)
 		}
+		for _, n := range []int64{1, min(k, 8), min(k, 64-s%64), k} { // the short way
+			mixed := false
+			for i := range n {
+				mixed = mixed || bit(s+i) != bit(s)
+			}
+			expect := nonePresent
+			switch {
+			case s%64+n > 64 || mixed:
+				expect = unknown
+			case bit(s):
+				expect = allPresent
+			}
+			if found := bm.peek(s*512, n*512); found != expect {
+				t.Fatalf("peek(%d, %d) = %d, want %d", s, n, found, expect)
+			}
+		}
 		if err := bm.set(s, k); err != nil {
 			t.Fatal(err)
 		}
