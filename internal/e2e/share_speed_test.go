@@ -240,6 +240,7 @@ func TestLongShareSpeed(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", vmm, err)
 				}
+				t.Logf("round %d: %s: %v", round, vmm, got)
 				for name, seconds := range got {
 					if results[name] == nil {
 						results[name] = make(map[string][]float64)
