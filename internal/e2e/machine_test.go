@@ -268,7 +268,8 @@ echo "sum=$(sha256sum < /tmp/pasted | cut -d ' ' -f 1)"`)
 }
 
 // A guest of 4 GiB costs what it uses.
-func TestMachineLazyMemory(t *testing.T) {
+func TestLongMachineLazyMemory(t *testing.T) {
+	long(t)
 	needKVM(t)
 	m := bootScript(t, elfKernel(t, kernel), `
 mount -t tmpfs -o size=1G tmp /tmp
