@@ -83,7 +83,7 @@ func TestGuestKernelPanic(t *testing.T) {
 	inGuest(t)
 	t.Run("inner", func(t *testing.T) {
 		fmt.Println("about to panic")
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(time.Second)
 		harnessSysrq(t, "c")
 		time.Sleep(time.Hour)
 	})
