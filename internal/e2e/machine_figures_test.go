@@ -235,15 +235,7 @@ func TestLongMachineDiskSpeed(t *testing.T) {
 	}
 	moovm(t, dir, "create", "-b", "data.img", "data.cow").wantStatus(t, 0)
 
-	k, err := guest.LoadKernel(kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	modules, err := guest.FindModules(k)
-	if err != nil {
-		t.Skipf("needs the kernel's modules: %v", err)
-	}
+	_, modules := kernelWithModules(t)
 	resolved, err := modules.Resolve("virtio_pci", "virtio_mmio", "virtio_blk", "9p", "9pnet_virtio")
 	if err != nil {
 		t.Fatal(err)

@@ -193,15 +193,7 @@ echo pressed`, modules)
 func TestLongMachineDisks(t *testing.T) {
 	long(t)
 	needKVM(t)
-	k, err := guest.LoadKernel(kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	modules, err := guest.FindModules(k)
-	if err != nil {
-		t.Skipf("needs the kernel's modules: %v", err)
-	}
+	k, modules := kernelWithModules(t)
 	for _, transport := range []vmm.Transport{vmm.TransportPCI, vmm.TransportMMIO} {
 		t.Run(fmt.Sprint(transport), func(t *testing.T) {
 			var out strings.Builder

@@ -90,6 +90,21 @@ func elfKernel(t *testing.T, path string) vmm.Kernel {
 	return vmm.Kernel{Name: path, Image: k, Size: k.Size()}
 }
 
+// kernelWithModules is the kernel and what there is for it to load.
+func kernelWithModules(t *testing.T) (*guest.Kernel, *guest.Modules) {
+	t.Helper()
+	k, err := guest.LoadKernel(kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { k.Close() })
+	modules, err := guest.FindModules(k)
+	if err != nil {
+		t.Skipf("needs the kernel's modules: %v", err)
+	}
+	return k, modules
+}
+
 // fileKernel is a kernel file as it is: a bzImage.
 func fileKernel(t *testing.T, path string) vmm.Kernel {
 	t.Helper()
@@ -220,15 +235,7 @@ func TestMachineEnds(t *testing.T) {
 // A panic reaches the host by the pvpanic device, before any reset.
 func TestMachinePanicNotice(t *testing.T) {
 	needKVM(t)
-	k, err := guest.LoadKernel(kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	modules, err := guest.FindModules(k)
-	if err != nil {
-		t.Skipf("needs the kernel's modules: %v", err)
-	}
+	k, modules := kernelWithModules(t)
 	name := "pvpanic-mmio"
 	if strings.HasPrefix(k.Release, "5.") {
 		name = "pvpanic"
