@@ -162,7 +162,7 @@ type load struct {
 	warm          bool // everything is written once before
 }
 
-const benchDisk = 128 << 20
+const benchDisk = 64 << 20
 
 // benchDir is in memory if possible: the disk of the machine is not what is
 // measured.
