@@ -110,19 +110,14 @@ func sameTree(t *testing.T, want, got string) {
 }
 
 // A file tree goes through a share into the guest and through another back
-// out, and is what it was.
-func TestShareCopies(t *testing.T) {
-	needKVM(t)
-	shareCopies(t, 250)
-}
-
+// out, and is what it was. $MOOVM_SHARE_FILES is another number of files.
 func TestLongShareCopies(t *testing.T) {
 	long(t)
 	needKVM(t)
-	shareCopies(t, 10_000)
-}
-
-func shareCopies(t *testing.T, files int) {
+	files := 10_000
+	if n, err := strconv.Atoi(os.Getenv("MOOVM_SHARE_FILES")); err == nil {
+		files = n
+	}
 	dir := folder(t)
 	shareDirs(t, dir, "in", "out")
 	makeTree(t, filepath.Join(dir, "in"), files)
