@@ -95,7 +95,7 @@ func (HostFS) Resolve(path string) (string, error) {
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%s: its folder: %w", path, err)
 	}
 	return filepath.Join(dir, filepath.Base(abs)), nil
 }

@@ -51,7 +51,11 @@ image could not be looked at.`,
 					}
 					fmt.Fprintf(out, "%s: %s: %s%s\n", args[0], p.Kind, p.Detail, done)
 				}
-				fmt.Fprintf(out, "%s: %d of %d sectors allocated, %d problems\n", args[0], r.AllocatedSectors, r.TotalSectors, len(r.Problems))
+				problems := "problems"
+				if len(r.Problems) == 1 {
+					problems = "problem"
+				}
+				fmt.Fprintf(out, "%s: %d of %d sectors allocated, %d %s\n", args[0], r.AllocatedSectors, r.TotalSectors, len(r.Problems), problems)
 			}
 			switch {
 			case r.Clean():

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -46,7 +47,12 @@ func (e *statusError) Error() string {
 
 func (e *statusError) Unwrap() error { return e.err }
 
-func usageError(err error) error { return &statusError{exitUsage, err} }
+// misuse is an error about how the command was called: its help is what remedies it.
+type misuse struct{ error }
+
+func (e misuse) Unwrap() error { return e.error }
+
+func usageError(err error) error { return &statusError{exitUsage, misuse{err}} }
 
 func main() {
 	guesttest.Hook() // this program is also the guests' init
@@ -70,8 +76,8 @@ func run(ctx context.Context, args []string) int {
 			return status
 		}
 	}
-	fmt.Fprintf(root.ErrOrStderr(), "moovm: %v\n", err)
-	if status == exitUsage {
+	fmt.Fprintf(root.ErrOrStderr(), "moovm: %s\n", strings.TrimPrefix(err.Error(), "moovm "))
+	if errors.As(err, &misuse{}) {
 		fmt.Fprintln(root.ErrOrStderr(), "Run with --help for usage and examples.")
 	}
 	return status

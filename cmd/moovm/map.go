@@ -3,8 +3,10 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -66,7 +68,10 @@ more) or nowhere (it reads as zeros).`,
 func writeFile(path string, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".moovm-*")
 	if err != nil {
-		return err
+		if pe := (*fs.PathError)(nil); errors.As(err, &pe) { // name what was asked for
+			err = pe.Err
+		}
+		return fmt.Errorf("%s cannot be made: %w", path, err)
 	}
 	defer os.Remove(f.Name()) // fails when all went well
 	defer f.Close()
