@@ -113,11 +113,7 @@ func TestHarness(t *testing.T) {
 	})
 	t.Run("no modules", func(t *testing.T) {
 		lonely := filepath.Join(dir, "vmlinuz")
-		b, err := os.ReadFile(kernel)
-		if err == nil {
-			err = os.WriteFile(lonely, b, 0o666)
-		}
-		if err != nil {
+		if err := os.Symlink(kernel, lonely); err != nil {
 			t.Fatal(err)
 		}
 		self, _ := os.Executable()
