@@ -30,9 +30,7 @@ var moovmBin, kernel, base string
 
 func TestMain(m *testing.M) {
 	harnessHook(m) // before: guests of the harness have a process 1 of their own
-	if os.Getpid() == 1 {
-		speedInit() // a guest of TestLongShareSpeed
-	}
+	shareHook()
 	moovmBin, kernel, base = os.Getenv("MOOVM_BIN"), os.Getenv("MOOVM_KERNEL"), os.Getenv("MOOVM_BASE")
 	status := m.Run()
 	if moovmBin != "" {
