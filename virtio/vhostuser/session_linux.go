@@ -485,6 +485,11 @@ func (s *session) start(r *ring) error {
 		r.run = nil
 		return bad("ring %d: %v", r.index, err)
 	}
+	if cfg.UsedIndex != 0 {
+		// A server that was killed may have returned requests and not told
+		// the driver any more.
+		r.interrupt()
+	}
 	r.cfg = cfg
 	r.cfg.Resubmit = nil
 	if !s.active {
