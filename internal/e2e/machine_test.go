@@ -251,7 +251,8 @@ func TestMachinePanicNotice(t *testing.T) {
 }
 
 // A hundred kilobytes pasted into a cooked terminal arrive as they are.
-func TestMachinePaste(t *testing.T) {
+func TestLongMachinePaste(t *testing.T) {
+	long(t)
 	needKVM(t)
 	var paste bytes.Buffer
 	for i := 0; paste.Len() < 100_000; i++ {
