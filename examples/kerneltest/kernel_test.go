@@ -19,6 +19,7 @@ import (
 
 // TestMain runs the tests in a guest with an empty disk of 256 MiB.
 func TestMain(m *testing.M) {
+	guesttest.Hook() // before anything else: this binary is also the guests' init
 	if os.Getenv("MOOVM_KERNEL") == "" && !guesttest.InGuest() {
 		fmt.Println("kerneltest: skipped: set MOOVM_KERNEL to a vmlinuz with its modules beside it")
 		os.Exit(0)

@@ -32,6 +32,7 @@ type setup struct {
 type bootDisk struct {
 	cow   *cowdisk.Disk
 	path  string // of the overlay
+	image string // below it; may be empty
 	cache *volatileCache
 }
 
@@ -87,7 +88,7 @@ func (s *setup) addDisks(c *Config) error {
 	}
 	var extra []string
 	for i, d := range disks {
-		b := &bootDisk{path: filepath.Join(s.tmp, diskName(i)+".cow")}
+		b := &bootDisk{path: filepath.Join(s.tmp, diskName(i)+".cow"), image: d.Image}
 		if i == 0 && c.Base != "" {
 			b.path = filepath.Join(s.tmp, "root.cow")
 		} else {

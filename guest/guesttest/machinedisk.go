@@ -3,6 +3,7 @@ package guesttest
 import (
 	"context"
 	"math"
+	"path/filepath"
 
 	"github.com/moovm/moovm/cowdisk"
 )
@@ -20,7 +21,11 @@ func (d *MachineDisk) Path() string { return d.d.path }
 // tool writes what the host still holds of the disk, so that others who open
 // the file see it. What the guest has not written yet is not there.
 func (d *MachineDisk) tool() (cowdisk.ToolOptions, error) {
-	return cowdisk.ToolOptions{Options: cowdisk.Options{ReadOnly: true, NoLock: true}}, d.d.cow.Flush()
+	o := cowdisk.Options{ReadOnly: true, NoLock: true}
+	if d.d.image != "" {
+		o.BackingRoots = []string{filepath.Dir(d.d.image)}
+	}
+	return cowdisk.ToolOptions{Options: o}, d.d.cow.Flush()
 }
 
 // Flatten writes the whole disk as it is now to a raw image.

@@ -36,7 +36,8 @@ func inSandbox() bool { return os.Getenv(sandboxEnv) != "" }
 
 // Hook is for programs that run test binaries with Run. It must be the first
 // thing in main: the program is also the init of the guests, and does the work
-// in the sandbox. Main and HostMain call it.
+// in the sandbox. Main and HostMain call it; a TestMain that does anything
+// before them calls it itself.
 func Hook() {
 	if guest.IsInit() {
 		guest.InitMain()

@@ -19,6 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	guesttest.Hook() // before anything else: this binary is also the guests' init
 	if os.Getenv("MOOVM_KERNEL") == "" && !guesttest.InGuest() {
 		fmt.Println("crash: skipped: set MOOVM_KERNEL to a vmlinuz with its modules beside it")
 		os.Exit(0)
