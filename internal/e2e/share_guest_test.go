@@ -275,7 +275,7 @@ func shareHook() {
 		speedInit() // a guest of TestLongShareSpeed
 	}
 	if dir := os.Getenv("MOOVM_E2E_LOAD"); dir != "" {
-		shareLoad(dir) // a guest of TestShareGuestEnds
+		shareLoad(dir) // a guest of TestLongShareGuestEnds
 	}
 }
 
@@ -327,7 +327,8 @@ func shareLoad(dir string) {
 
 // However a guest ends in the middle of requests, with files open, nothing of
 // it is left in the host's process.
-func TestShareGuestEnds(t *testing.T) {
+func TestLongShareGuestEnds(t *testing.T) {
+	long(t)
 	needKVM(t)
 	k, err := guest.LoadKernel(kernel)
 	if err != nil {

@@ -47,6 +47,8 @@ func put(t *testing.T, path string, off int64, n int) {
 	}
 }
 
+var actualSize = regexp.MustCompile(`"actual-size":[0-9]+,`)
+
 // wantTree fails unless the folder got holds, file by file, what the host says
 // of the image and each layer of its chain.
 func wantTree(t *testing.T, dir, got, image string, want map[string]string) {
@@ -105,7 +107,11 @@ func wantTree(t *testing.T, dir, got, image string, want map[string]string) {
 				r := moovm(t, dir, args...)
 				r.wantStatus(t, 0)
 				checked[prefix+file] = true
-				if g, h := plainJSON(t, value(prefix+file)), plainJSON(t, r.stdout); g != h {
+				g, h := plainJSON(t, value(prefix+file)), plainJSON(t, r.stdout)
+				if want["read_only"] == "0" { // how much of the file is written back by then is not said
+					g, h = actualSize.ReplaceAllString(g, ""), actualSize.ReplaceAllString(h, "")
+				}
+				if g != h {
 					t.Errorf("%s of %s:\nguest %s\nhost  %s", prefix+file, name, clip(g), clip(h))
 				}
 			}
