@@ -29,7 +29,7 @@ func modprobe(t *testing.T, module string) {
 		args = []string{"-d", dir, "-S", release, module}
 	}
 	if out, err := execOutput("modprobe", args...); err != nil {
-		t.Skipf("needs the kernel module %s (%v: %s); run `make test-e2e-long`, which runs this in the sandbox", module, err, out)
+		t.Skipf("needs the kernel module %s (%v: %s); run `make test-e2e`, which runs this in the sandbox", module, err, out)
 	}
 }
 
@@ -40,11 +40,10 @@ func exists(path string) bool {
 
 // The tree on a socket, mounted by this machine's kernel: by path, and by a
 // connection that somebody else has made; and asked by diod's client.
-func TestLongServe9P(t *testing.T) {
-	long(t)
+func TestServe9P(t *testing.T) {
 	needKVM(t)
 	if os.Getuid() != 0 {
-		t.Skip("needs root, to mount; run `make test-e2e-long`, which runs it in the sandbox")
+		t.Skip("needs root, to mount; run `make test-e2e`, which runs it in the sandbox")
 	}
 	modprobe(t, "9pnet_fd")
 	dir := t.TempDir()
