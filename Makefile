@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast test-race test-long test-e2e lint staticcheck fuzz soak bench-disk bench-virtio clean
+.PHONY: help setup build demo test test-fast test-race test-long test-e2e test-e2e-long lint staticcheck fuzz soak bench-disk bench-virtio clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ test-long: # tens of thousands of simulated crashes, hundreds of kills, QEMU as 
 
 test-e2e: build ## End-to-end tests with stock kernels, on this machine's KVM if it is good, else in the sandbox
 	@scripts/e2e.sh
+
+test-e2e-long: build ## Those, and the ones that take minutes: all kernels, sizes, fio, power cuts, copies of 10 000 files (hours in the sandbox)
+	@scripts/fetch-kernel.sh current 5.10 5.10-cloud 6.1-cloud 6.12 6.12-cloud
+	@MOOVM_TEST_LONG=1 scripts/e2e.sh
 
 lint: ## gofmt, go vet
 	@test -z "$$(gofmt -l .)" || { echo "gofmt wants to change:"; gofmt -l .; exit 1; }

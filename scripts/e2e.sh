@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the end-to-end tests: on this machine's KVM if it executes real code, else in sandboxes.
-#   scripts/e2e.sh [REGEXP of test names]
+#   scripts/e2e.sh [REGEXP of test names]     MOOVM_TEST_LONG=1 also runs those that take minutes
 . "$(dirname "$0")/lib.sh"
 
 CGO_ENABLED=0 ${GO:-go} test -c -o bin/e2e.test ./internal/e2e
@@ -11,6 +11,7 @@ if [ ! "$MOOVM_BASE" -nt "$BASE" ]; then
 fi
 MOOVM_KERNEL=$(compgen -G "$KERNEL_DIR/boot/vmlinuz-*") || die "no kernel in $KERNEL_DIR; run make setup"
 test=$PWD/bin/e2e.test
+logs=$PWD/bin/e2e
 cd internal/e2e
 
 if "$MOOVM_BIN" doctor --json | grep -q '"accel": "kvm"'; then
@@ -18,22 +19,41 @@ if "$MOOVM_BIN" doctor --json | grep -q '"accel": "kvm"'; then
 	exec "$test" -test.v -test.timeout 30m -test.run "${1:-.}"
 fi
 
-# Each test gets a sandbox of its own, and up to two more tries if it fails: QEMU 7.2's emulation of nested virtualisation
-# now and then stalls, or resets a guest in its first instructions. What needed more than one is listed at the end.
+# Each test gets a sandbox of its own, two sandboxes at a time with one processor each, and up to two more tries if it
+# fails: QEMU 7.2's emulation of nested virtualisation now and then stalls, or resets a guest. What needed more than one
+# try is listed at the end.
 step "End-to-end tests in sandboxes (this machine's KVM is not enough; see moovm doctor)"
-passed=() again=() failed=()
-for name in $("$test" -test.list "${1:-.}"); do
+rm -rf "$logs" && mkdir -p "$logs"
+limit=420
+[ -z "${MOOVM_TEST_LONG-}" ] || limit=1500
+
+# one NAME: its tries, with a word of each; its output is in $logs/NAME.TRY.
+one() {
+	local name=$1 try start
 	for try in 1 2 3; do
-		if timeout --kill-after 20 420 "$MOOVM_BIN" sandbox --memory 8G -- "$test" -test.v -test.timeout 400s -test.run "^$name\$" </dev/null; then
-			passed+=("$name")
-			[ $try = 1 ] || again+=("$name")
-			continue 2
+		start=$SECONDS
+		if timeout --kill-after 20 "$limit" "$MOOVM_BIN" sandbox --cpus "${MOOVM_E2E_CPUS:-1}" --memory 8G -- \
+			"$test" -test.v -test.timeout "$((limit - 20))s" -test.run "^$name\$" </dev/null >"$logs/$name.$try" 2>&1; then
+			cat "$logs/$name.$try"
+			note "$name: $((SECONDS - start)) s"
+			return
 		fi
-		note "$name failed, try $try of 3"
+		cat "$logs/$name.$try"
+		note "$name failed, try $try of 3, after $((SECONDS - start)) s"
 	done
-	failed+=("$name")
-done
-[ ${#again[@]} = 0 ] || note "passed only after a failed try: ${again[*]}"
-[ ${#failed[@]} = 0 ] || note "failed: ${failed[*]}"
-echo "e2e: ${#passed[@]} passed, ${#failed[@]} failed"
-[ ${#failed[@]} = 0 ] && [ ${#passed[@]} -gt 0 ]
+	touch "$logs/$name.failed"
+}
+export -f one note
+export test logs limit dim off
+# The long ones would only skip, a sandbox each.
+"$test" -test.list "${1:-.}" | grep '^Test' | { [ -n "${MOOVM_TEST_LONG-}" ] && cat || grep -v '^TestLong'; } >"$logs/list"
+xargs -P "${MOOVM_E2E_JOBS:-2}" -I{} bash -c 'one {}' <"$logs/list"
+
+names=$(wc -l <"$logs/list")
+failed=$(find "$logs" -name '*.failed' -printf '%f\n' | sed 's/\.failed$//' | sort)
+again=$(comm -23 <(find "$logs" -name '*.2' -printf '%f\n' | sed 's/\.2$//' | sort) <(echo "$failed"))
+[ -z "$again" ] || note "passed only after a failed try: $(tr '\n' ' ' <<<"$again")"
+[ -z "$failed" ] || note "failed: $(tr '\n' ' ' <<<"$failed")"
+bad=$(grep -c . <<<"$failed" || true)
+echo "e2e: $((names - bad)) passed, $bad failed"
+[ "$bad" = 0 ] && [ "$names" -gt 0 ]
