@@ -237,12 +237,6 @@ func lines(s string) map[string]string {
 // has just written to, is what the host sees; standard tools can work on it;
 // stats move while writes go on; 16 readers get the same; mount and unmount go
 // on and on.
-func TestTreeInGuest(t *testing.T) {
-	needKVM(t)
-	treeInGuest(t, 5, 400)
-}
-
-// The same with 100 mounts.
 func TestLongTreeInGuest(t *testing.T) {
 	long(t)
 	needKVM(t)
