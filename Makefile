@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast test-race test-long test-e2e test-e2e-long lint staticcheck fuzz soak bench-disk bench-virtio clean
+.PHONY: help setup build demo test test-fast test-race test-long test-e2e test-e2e-long lint staticcheck fuzz soak bench-disk bench-virtio bench-vmm bench-9p clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,9 @@ test-fast: ## go test ./...: needs neither root nor KVM nor QEMU
 test-race:
 	$(GO) test -race -timeout 20m ./...
 
-test-long: # tens of thousands of simulated crashes, hundreds of kills, QEMU as a client; the init and the sandbox, static
-	MOOVM_TEST_LONG=1 $(GO) test -timeout 20m ./cowdisk ./virtio/vhostuser
+test-long: build # tens of thousands of simulated crashes, hundreds of kills, QEMU as a client; the init and the sandbox, static
+	MOOVM_TEST_LONG=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
+		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img MOOVM_BOOTDISK=$(MOOVM_CACHE)/bootdisk-bookworm.img $(GO) test -timeout 20m ./cowdisk ./virtio/vhostuser
 	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) $(GO) test -timeout 20m ./internal/sandbox
 
 test-e2e: build ## End-to-end tests with stock kernels, on this machine's KVM if it is good, else in the sandbox
@@ -66,15 +67,21 @@ fuzz: ## Fuzz every target for FUZZTIME (10m) each
 			$(GO) test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZTIME) $$(dirname $$f); \
 		done; done
 
-soak: ## Millions of simulated crashes and hundreds of kills: hours
-	MOOVM_SOAK=1 MOOVM_TEST_LONG=1 $(GO) test -timeout 0 ./cowdisk/... ./virtio/... ./virtio9p/... ./guest/...
+soak: ## Millions of simulated crashes, hundreds of kills, boots and resets; MOOVM_SOAK_TIME=10m each
+	MOOVM_SOAK=1 MOOVM_TEST_LONG=1 $(GO) test -timeout 0 ./cowdisk/... ./virtio/... ./virtio9p/... ./guest/... ./vmm
 
 bench-disk: ## cowdisk against raw files and qcow2; writes docs/BENCH-DISK.md
 	$(GO) run ./cowdisk/benchdisk -dir $${TMPDIR:-/var/tmp} -o docs/BENCH-DISK.md
 
 bench-virtio: ## The block device alone, and against qemu-storage-daemon over vhost-user (see docs/BENCH-VIRTIO.md)
 	$(GO) test -run '^$$' -bench Null -cpu 1 ./virtioblk
-	MOOVM_BENCH=1 $(GO) test -run '^$$' -bench Compare -count 3 -timeout 1h ./virtio/vhostuser
+	MOOVM_BENCH=1 MOOVM_BENCH_TABLE=$(CURDIR)/bin/bench-virtio.md $(GO) test -run '^$$' -bench Compare -count 3 -timeout 1h ./virtio/vhostuser
+
+bench-vmm: build ## The machine beside QEMU in the sandbox: time to boot, memory, disk (see docs/VMM.md)
+	MOOVM_TEST_LONG=1 scripts/e2e.sh 'TestLongMachine(BootTime|BootCosts|Costs|DiskSpeed)'
+
+bench-9p: build ## Shares beside QEMU's virtio-9p in the sandbox (see docs/BENCH-9P.md)
+	MOOVM_TEST_LONG=1 scripts/e2e.sh TestLongShareSpeed
 
 clean: ## Remove what was built here (the cache of kernels and images stays: it is in $(MOOVM_CACHE))
 	rm -rf bin
