@@ -34,7 +34,7 @@ one() {
 	local name=$1 try start
 	for try in 1 2 3; do
 		start=$SECONDS
-		if timeout --kill-after 20 "$limit" "$MOOVM_BIN" sandbox --cpus "${MOOVM_E2E_CPUS:-1}" --memory 8G -- \
+		if timeout --kill-after 20 "$limit" "$MOOVM_BIN" sandbox --memory 8G -- \
 			"$test" -test.v -test.timeout "$((limit - 20))s" -test.run "^$name\$" </dev/null >"$logs/$name.$try" 2>&1; then
 			cat "$logs/$name.$try"
 			note "$name: $((SECONDS - start)) s"

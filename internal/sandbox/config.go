@@ -14,8 +14,10 @@ import (
 // Defaults of a Config.
 const (
 	DefaultMemory = 4 << 30 // bytes
-	DefaultCPUs   = 2
-	DefaultQEMU   = "qemu-system-x86_64"
+	// DefaultCPUs is one: with two, QEMU 7.2's emulation now and then stalls
+	// for good, and two sandboxes of one do more than one of two.
+	DefaultCPUs = 1
+	DefaultQEMU = "qemu-system-x86_64"
 )
 
 // ErrNoQEMU is returned when the emulator is not installed.
