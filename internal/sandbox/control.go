@@ -13,6 +13,11 @@ import (
 const (
 	// grace is how long a command may take to end after its context did.
 	grace = 10 * time.Second
+	// nudgeEvery is how often the emulated host gets an interrupt from outside.
+	// QEMU 7.2 may lose its timer's: VMRUN and VMEXIT change the processor's
+	// pending interrupts beside the thread that raises them. Any later one
+	// brings the lost one along.
+	nudgeEvery = 100 * time.Millisecond
 	// bootTimeout is how long the emulated host may take to reach its init;
 	// it takes seconds, on a busy machine tens of seconds.
 	bootTimeout = 3 * time.Minute
@@ -36,6 +41,8 @@ func relay(ctx context.Context, c *Config, line *os.File, giveUp context.CancelC
 
 	booting := time.NewTimer(bootTimeout)
 	defer booting.Stop()
+	nudge := time.NewTicker(nudgeEvery)
+	defer nudge.Stop()
 	ended := ctx.Done()
 	var tooLong <-chan time.Time
 	for {
@@ -48,6 +55,10 @@ func relay(ctx context.Context, c *Config, line *os.File, giveUp context.CancelC
 		case s := <-c.Signals:
 			if n, ok := s.(syscall.Signal); ok {
 				_ = ctl.Signal(int(n))
+			}
+		case <-nudge.C:
+			if ctl.State().Started {
+				_ = ctl.Signal(0) // asks whether the command exists, no more
 			}
 		case <-booting.C:
 			if !ctl.State().Hello {
