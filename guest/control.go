@@ -303,9 +303,9 @@ func (c *Control) Resize(rows, columns uint16) error {
 }
 
 // Signal sends a signal, by its Linux number, to the command (its process
-// group).
+// group). Number 0 sends none, as with kill(2): it only reaches the guest.
 func (c *Control) Signal(number int) error {
-	if number < 1 || number > 64 {
+	if number < 0 || number > 64 {
 		return fmt.Errorf("control line: %d is not a signal", number)
 	}
 	return c.send(frameSignal, []byte{byte(number)})

@@ -192,8 +192,8 @@ func TestControlStdin(t *testing.T) {
 	if err := c.Signal(15); err != nil {
 		t.Error(err)
 	}
-	if c.Signal(0) == nil || c.Signal(65) == nil {
-		t.Error("0 and 65 are not signals")
+	if c.Signal(-1) == nil || c.Signal(65) == nil {
+		t.Error("-1 and 65 are not signals")
 	}
 	if f, err := frames.next(); err != nil || f.kind != frameResize || !bytes.Equal(f.payload, []byte{24, 0, 80, 0}) {
 		t.Errorf("%+v, %v", f, err)
