@@ -16,7 +16,7 @@ type tracker struct {
 	out io.Writer
 
 	mu      sync.Mutex
-	line    []byte
+	line    lineCutter
 	running []string // the latest last
 	marked  bool     // -test.v=test2json: lines of the framework begin with ^V
 	midLine bool     // the last byte was not a line's end
@@ -26,25 +26,26 @@ const marker = "\x16" // cmd/internal/test2json
 
 const maxLine = 512 // what a framework line may be long to be looked at
 
+// lineCutter makes lines of what comes in pieces; of a long one, its first
+// maxLine bytes.
+type lineCutter []byte
+
+func (c *lineCutter) feed(p []byte, look func(line string)) {
+	for len(p) > 0 {
+		piece, rest, whole := bytes.Cut(p, []byte{'\n'})
+		*c = append(*c, piece[:min(len(piece), maxLine-len(*c))]...)
+		if !whole {
+			return
+		}
+		look(string(*c))
+		*c = (*c)[:0]
+		p = rest
+	}
+}
+
 func (t *tracker) Write(p []byte) (int, error) {
 	t.mu.Lock()
-	for rest := p; len(rest) > 0; {
-		i := bytes.IndexByte(rest, '\n')
-		piece := rest
-		if i >= 0 {
-			piece = rest[:i]
-		}
-		if room := maxLine - len(t.line); len(piece) > room {
-			piece = piece[:room]
-		}
-		t.line = append(t.line, piece...)
-		if i < 0 {
-			break
-		}
-		t.look(string(t.line))
-		t.line = t.line[:0]
-		rest = rest[i+1:]
-	}
+	t.line.feed(p, t.look)
 	if len(p) > 0 {
 		t.midLine = p[len(p)-1] != '\n'
 	}
@@ -159,7 +160,7 @@ type consoleWatch struct {
 	test func() string // that is running
 
 	mu    sync.Mutex
-	line  []byte
+	line  lineCutter
 	found []trouble
 	open  bool // the last one gets the following lines
 }
@@ -168,23 +169,7 @@ var timestamp = regexp.MustCompile(`^\[ *[0-9]+\.[0-9]+\](\[[^]]*\])? ?`)
 
 func (w *consoleWatch) Write(p []byte) (int, error) {
 	w.mu.Lock()
-	for rest := p; len(rest) > 0; {
-		i := bytes.IndexByte(rest, '\n')
-		piece := rest
-		if i >= 0 {
-			piece = rest[:i]
-		}
-		if room := maxLine - len(w.line); len(piece) > room {
-			piece = piece[:room]
-		}
-		w.line = append(w.line, piece...)
-		if i < 0 {
-			break
-		}
-		w.look(clean(string(w.line)))
-		w.line = w.line[:0]
-		rest = rest[i+1:]
-	}
+	w.line.feed(p, func(line string) { w.look(clean(line)) })
 	w.mu.Unlock()
 	if w.out == nil {
 		return len(p), nil
