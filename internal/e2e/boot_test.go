@@ -339,7 +339,8 @@ func TestKillDuringSync(t *testing.T) {
 
 // A full disk below the overlay is an I/O error in the guest and leaves the
 // image consistent.
-func TestHostDiskFull(t *testing.T) {
+func TestLongHostDiskFull(t *testing.T) {
+	long(t)
 	needKVM(t)
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to mount a small tmpfs; run `make test-e2e`, which runs it in the sandbox")
