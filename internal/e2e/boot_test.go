@@ -339,8 +339,7 @@ func TestKillDuringSync(t *testing.T) {
 
 // A full disk below the overlay is an I/O error in the guest and leaves the
 // image consistent.
-func TestLongHostDiskFull(t *testing.T) {
-	long(t)
+func TestHostDiskFull(t *testing.T) {
 	needKVM(t)
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to mount a small tmpfs; run `make test-e2e`, which runs it in the sandbox")
@@ -354,7 +353,9 @@ func TestLongHostDiskFull(t *testing.T) {
 	t.Cleanup(unmount)
 	linkBase(t, dir) // about 300 MiB of it
 	overlay(t, dir)
-	r := moovm(t, dir, runArgs(sh("dd if=/dev/urandom of=/big bs=1M count=300 conv=fsync 2>&1 || echo dd=$?")...)...)
+	// Past the page cache: ext4 of Linux 6.1 takes buffered writes after its journal is gone, with a superblock write and
+	// five lines on the console for each of their pages, which is minutes of it.
+	r := moovm(t, dir, runArgs(sh("dd if=/dev/urandom of=/big bs=1M count=300 oflag=direct 2>&1 || echo dd=$?")...)...)
 	if !strings.Contains(r.stdout, "dd=1") || !strings.Contains(r.stdout, "error") && !strings.Contains(r.stdout, "Read-only") {
 		t.Fatalf("the guest saw no I/O error\n%v", r)
 	}
