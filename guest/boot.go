@@ -153,7 +153,8 @@ type Result struct {
 
 // A Guest is a running guest. Its methods may be called from any goroutine.
 type Guest struct {
-	cfg     Config
+	cfg     Config // without what only the start needs
+	foreign bool   // the initrd is none of this package's
 	log     *slog.Logger
 	machine *vmm.Machine
 	control *Control
@@ -207,8 +208,12 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
+	kernel := vmm.Kernel{Name: cfg.Kernel.Path, Image: cfg.Kernel, Size: cfg.Kernel.Size()}
+	foreign := cfg.Initrd != nil
+	// Megabytes that only the start needs are not kept.
+	cfg.Kernel, cfg.Modules, cfg.Initrd, cfg.Files = nil, nil, nil, nil
 	g := &Guest{
-		cfg: cfg, log: cfg.Logger,
+		cfg: cfg, log: cfg.Logger, foreign: foreign,
 		console:   newConsoleLog(cfg.Console.Out),
 		fromGuest: newPipe(), toGuest: newPipe(),
 		served: make(chan error, 1),
@@ -223,7 +228,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	machine := vmm.Config{
 		Memory:    cfg.Memory,
 		CPUs:      cfg.CPUs,
-		Kernel:    vmm.Kernel{Name: cfg.Kernel.Path, Image: cfg.Kernel, Size: cfg.Kernel.Size()},
+		Kernel:    kernel,
 		Initrd:    plan.initrd,
 		Cmdline:   plan.cmdline,
 		Transport: cfg.Transport,
@@ -320,7 +325,7 @@ func (g *Guest) supervise(ctx context.Context) {
 		ended <- ending{r, err}
 	}()
 	var boot <-chan time.Time
-	if g.cfg.BootTimeout > 0 && g.cfg.Initrd == nil {
+	if g.cfg.BootTimeout > 0 && !g.foreign {
 		t := time.NewTimer(g.cfg.BootTimeout)
 		defer t.Stop()
 		boot = t.C
@@ -434,7 +439,7 @@ func (g *Guest) verdict(ctx context.Context, r Result, err error, slow bool) err
 		return bootError(ErrNoStart, fmt.Sprintf("not within %v", g.cfg.BootTimeout))
 	case r.Reason == vmm.Stopped && ctx.Err() != nil:
 		return &StoppedError{After: r.Took, Err: context.Cause(ctx)}
-	case g.cfg.Initrd != nil:
+	case g.foreign:
 		return nil // not ours: how it ended is all there is
 	case !s.Hello:
 		return bootError(ErrNoStart, "the machine ended ("+r.Reason.String()+")")

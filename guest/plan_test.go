@@ -212,6 +212,7 @@ func TestVerdict(t *testing.T) {
 	for name, c := range map[string]struct {
 		ctx     context.Context
 		cfg     Config
+		foreign bool
 		console string
 		result  Result
 		err     error
@@ -238,10 +239,10 @@ func TestVerdict(t *testing.T) {
 		"cut short":          {cfg: Config{Command: cmd}, console: "bye\n", result: Result{Reason: vmm.PowerOff, Control: ControlState{Hello: true, Started: true}}, want: 125, text: "  | bye"},
 		"machine":            {result: Result{Reason: vmm.Failed}, err: errors.New("no KVM"), want: 125, text: "no KVM"},
 		"own cause":          {ctx: caused, result: Result{Reason: vmm.Stopped}, want: 124, text: "--timeout 5s"},
-		"own initrd":         {cfg: Config{Initrd: []byte("x")}, result: Result{Reason: vmm.PowerOff}, want: 0},
+		"own initrd":         {foreign: true, result: Result{Reason: vmm.PowerOff}, want: 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := &Guest{cfg: c.cfg, console: &consoleLog{}}
+			g := &Guest{cfg: c.cfg, foreign: c.foreign, console: &consoleLog{}}
 			_, _ = g.console.Write([]byte(c.console))
 			c.result.Console = g.console.tail()
 			ctx := c.ctx

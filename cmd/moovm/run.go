@@ -403,7 +403,8 @@ func (m *machineFlags) boot(ctx context.Context, g *globals, c guest.Config, arg
 		}
 		defer counters.Close()
 	}
-	c.BeforeStart = func(machine *vmm.Machine) error {
+	log := c.Logger
+	c.BeforeStart = func(machine *vmm.Machine) error { // does not mention c, which would keep all that is in it
 		// The kernel and the initramfs are in the guest's memory: what they took
 		// here goes back to the system, rather than some time later.
 		debug.FreeOSMemory()
@@ -413,7 +414,7 @@ func (m *machineFlags) boot(ctx context.Context, g *globals, c guest.Config, arg
 		if m.noConfine || !g.mayConfine {
 			return nil
 		}
-		return confineSelf(c.Logger, needs)
+		return confineSelf(log, needs)
 	}
 	restore := func() {}
 	if len(args) > 0 {
@@ -444,7 +445,7 @@ func (m *machineFlags) boot(ctx context.Context, g *globals, c guest.Config, arg
 		fmt.Fprintln(os.Stderr, "moovm: stopped")
 		return 0, nil
 	}
-	c.Logger.Log(ctx, slog.LevelInfo, "guest ended", "reason", result.Reason.String(), "took", result.Took)
+	log.Log(ctx, slog.LevelInfo, "guest ended", "reason", result.Reason.String(), "took", result.Took)
 	var failed *vmm.VCPUError
 	if errors.As(err, &failed) {
 		fmt.Fprint(os.Stderr, failed.Registers())
@@ -459,12 +460,13 @@ func (m *machineFlags) boot(ctx context.Context, g *globals, c guest.Config, arg
 // bootAndWait is guest.Boot with the power button at the first interrupt of a
 // guest that runs no command.
 func (m *machineFlags) bootAndWait(ctx context.Context, c guest.Config, stop func()) (guest.Result, error) {
+	alone := c.Command == nil // c is not used after Start, so what is in it can go
 	g, err := guest.Start(ctx, c)
 	if err != nil {
 		return guest.Result{}, err
 	}
 	defer g.Close()
-	if c.Command == nil {
+	if alone {
 		defer askFirst(os.Stderr, g.Machine().PowerButton, stop)()
 	}
 	return g.Wait()
