@@ -174,14 +174,21 @@ func TestLongMachineCosts(t *testing.T) {
 	long(t)
 	needKVM(t)
 	dir := folder(t)
-	c := start(t, dir, "run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img", "--", "sh", "-c", "echo up; sleep 1000")
+	c := start(t, dir, "run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img", "--metrics", "unix:metrics",
+		"--", "sh", "-c", "echo up; sleep 1000")
 	c.expect("up")
 	pid := c.cmd.Process.Pid
 	time.Sleep(15 * time.Second) // whatever Debian and the Go runtime still do
-	before := cpuTime(t, pid)
+	before, was := cpuTime(t, pid), metrics(t, filepath.Join(dir, "metrics"))
 	const idle = 20 * time.Second
 	time.Sleep(idle)
 	share := 100 * float64(cpuTime(t, pid)-before) / float64(idle)
+	exits := ""
+	for name, n := range metrics(t, filepath.Join(dir, "metrics")) {
+		if n -= was[name]; n > 0 && strings.HasPrefix(name, "moovm_exits_total") {
+			exits += fmt.Sprintf(" %s %.1f", name, n/idle.Seconds())
+		}
+	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
@@ -199,7 +206,7 @@ func TestLongMachineCosts(t *testing.T) {
 	anon, file := kib("RssAnon"), kib("RssFile")
 	t.Logf("resident beside the guest's memory: %.1f MiB (%.1f its own, %.1f of its program file)",
 		float64(anon+file)/1024, float64(anon)/1024, float64(file)/1024)
-	t.Logf("an idle guest: %.2f %% of a core", share)
+	t.Logf("an idle guest: %.2f %% of a core; exits to the program each second:%s", share, exits)
 	if anon+file > 32<<10 {
 		t.Error("more than twice what is aimed at")
 	}

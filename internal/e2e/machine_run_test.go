@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net"
@@ -95,28 +96,13 @@ func TestMachineConfined(t *testing.T) {
 		}
 	}
 
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "tmp", "metrics"))
-		}}}
-	r, err := client.Get("http://machine/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b strings.Builder
-	if err := r.Write(&b); err != nil {
-		t.Fatal(err)
-	}
-	r.Body.Close()
+	values := metrics(t, filepath.Join(dir, "tmp", "metrics"))
 	for _, name := range []string{
 		`moovm_state{state="running"}`, `moovm_vcpu_seconds_total{vcpu="1"}`, `moovm_exits_total{vcpu="0",kind="io"}`,
 		`moovm_disk_bytes_total{disk="vda",op="read"}`, `moovm_share_requests_total{tag="s"}`, `moovm_memory_used_bytes`,
 	} {
-		m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindStringSubmatch(b.String())
-		if m == nil {
-			t.Errorf("no %s in:\n%s", name, b.String())
-		} else if v, err := strconv.ParseFloat(m[1], 64); err != nil || v <= 0 {
-			t.Errorf("%s %s", name, m[1])
+		if values[name] <= 0 {
+			t.Errorf("%s is %v in:\n%v", name, values[name], values)
 		}
 	}
 
@@ -130,6 +116,35 @@ func TestMachineConfined(t *testing.T) {
 	if left, _ := os.ReadDir(filepath.Join(dir, "tmp")); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
+}
+
+// metrics are the values of a machine's counters, by name and labels.
+func metrics(t *testing.T, socket string) map[string]float64 {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}}
+	r, err := client.Get("http://machine/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	values := make(map[string]float64)
+	lines := bufio.NewScanner(r.Body)
+	for lines.Scan() {
+		name, value, ok := strings.Cut(lines.Text(), " ")
+		if !ok || name == "#" {
+			continue
+		}
+		if values[name], err = strconv.ParseFloat(value, 64); err != nil {
+			t.Errorf("%s: %v", lines.Text(), err)
+		}
+	}
+	if err := lines.Err(); err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("%s, %v", r.Status, err)
+	}
+	return values
 }
 
 // The first interrupt of a machine without a command presses its power button;
