@@ -436,7 +436,7 @@ func (g *Guest) verdict(ctx context.Context, r Result, err error, slow bool) err
 		}
 		return fmt.Errorf("the machine failed: %w", err)
 	case slow:
-		return bootError(ErrNoStart, fmt.Sprintf("not within %v", g.cfg.BootTimeout))
+		return bootError(ErrSlowStart, fmt.Sprintf("not within %v", g.cfg.BootTimeout))
 	case r.Reason == vmm.Stopped && ctx.Err() != nil:
 		return &StoppedError{After: r.Took, Err: context.Cause(ctx)}
 	case g.foreign:

@@ -12,6 +12,9 @@ import (
 // there: the kernel did not reach user space.
 var ErrNoStart = errors.New("the guest did not reach user space")
 
+// ErrSlowStart is the ErrNoStart of a guest that took too long.
+var ErrSlowStart = fmt.Errorf("%w in time", ErrNoStart)
+
 // ErrCutShort says that a guest ended before its command did.
 var ErrCutShort = errors.New("the guest ended before its command did")
 
@@ -30,7 +33,7 @@ func (e *PanicError) Error() string {
 type BootError struct {
 	Problem string   // how it ended
 	Console []string // the console's last lines, oldest first
-	Err     error    // ErrNoStart or ErrCutShort
+	Err     error    // ErrNoStart, ErrSlowStart or ErrCutShort
 }
 
 func (e *BootError) Error() string {

@@ -242,21 +242,25 @@ const bootTries = 3
 // runGuest runs a job on this machine's KVM.
 func runGuest(j *job, signals <-chan os.Signal) (int, error) {
 	for try := 1; ; try++ {
-		status, err := runGuestOnce(j, signals)
-		if !inSandbox() || try == bootTries || !silentReset(err) {
+		last := !inSandbox() || try == bootTries
+		status, err := runGuestOnce(j, signals, last)
+		if last || !silentReset(err) {
 			return status, err
 		}
 		fmt.Fprintln(os.Stderr, "moovm: the emulated processor reset the guest while it booted; once more")
 	}
 }
 
-// silentReset says whether a guest ended before it could do anything.
+// silentReset says whether a guest ended, by itself, before it could do
+// anything.
 func silentReset(err error) bool {
 	var b *guest.BootError
-	return errors.As(err, &b) && errors.Is(err, guest.ErrNoStart) && len(b.Console) == 0
+	return errors.As(err, &b) && errors.Is(err, guest.ErrNoStart) && !errors.Is(err, guest.ErrSlowStart) && len(b.Console) == 0
 }
 
-func runGuestOnce(j *job, signals <-chan os.Signal) (status int, err error) {
+// runGuestOnce runs a job once. Unless it is the last try, a silent reset is
+// not judged.
+func runGuestOnce(j *job, signals <-chan os.Signal, last bool) (status int, err error) {
 	c := &j.Config
 	s, err := newSetup(c, need{program: j.Binary, dir: j.Dir, out: j.Out})
 	if err != nil {
@@ -310,7 +314,7 @@ func runGuestOnce(j *job, signals <-chan os.Signal) (status int, err error) {
 	defer close(done)
 	go passSignals(run, signals, cancel, done)
 	result, err := run.Wait()
-	if silentReset(err) {
+	if !last && silentReset(err) {
 		return guest.StatusCannotRun, err
 	}
 	status = guest.ExitStatus(result, err)

@@ -168,3 +168,24 @@ func TestKernels(t *testing.T) {
 		t.Errorf("%q, %v", k, err)
 	}
 }
+
+func TestSilentReset(t *testing.T) {
+	boot := func(err error, console ...string) error {
+		return fmt.Errorf("x: %w", &guest.BootError{Problem: "y", Err: err, Console: console})
+	}
+	for name, c := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"silent":    {boot(guest.ErrNoStart), true},
+		"messages":  {boot(guest.ErrNoStart, "no root"), false},
+		"slow":      {boot(guest.ErrSlowStart), false},
+		"cut short": {boot(guest.ErrCutShort), false},
+		"other":     {errors.New("no module"), false},
+		"none":      {nil, false},
+	} {
+		if got := silentReset(c.err); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -354,15 +355,20 @@ func TestLongMachineKernels(t *testing.T) {
 	}
 }
 
-// Machines of several sizes.
+// Machines of several sizes. Debian's kernels end 66 MiB (6.12) to 74 MiB (6.1)
+// from the beginning of memory, and need some 20 MiB more to reach user space.
 func TestLongMachineSizes(t *testing.T) {
 	long(t)
 	needKVM(t)
 	k := elfKernel(t, kernel)
+	_, err := vmm.New(vmm.Config{Memory: 64 << 20, Kernel: k})
+	if !errors.Is(err, vmm.ErrKernel) || !strings.Contains(err.Error(), "give the machine more memory") {
+		t.Errorf("64 MiB: %v", err)
+	}
 	for _, c := range []struct {
 		cpus   int
 		memory int64
-	}{{1, 64 << 20}, {2, 512 << 20}, {8, 6 << 30}, {1, 6 << 30}, {8, 64 << 20}} {
+	}{{1, 96 << 20}, {2, 512 << 20}, {8, 6 << 30}, {1, 6 << 30}, {8, 128 << 20}} {
 		t.Run(fmt.Sprintf("%d CPUs %d MiB", c.cpus, c.memory>>20), func(t *testing.T) {
 			m := bootScript(t, k, facts, func(v *vmm.Config) { v.CPUs, v.Memory = c.cpus, c.memory })
 			out := m.end(vmm.PowerOff)

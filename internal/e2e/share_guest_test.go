@@ -144,7 +144,7 @@ func inHost(script string) []string {
 		H=/mnt/host; umount $H; ulimit -n 1000
 		mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host $H
 		mount --rbind /dev $H/dev; mount -t proc proc $H/proc; mount -t tmpfs tmp $H/tmp; mount --bind /mnt/work $H/mnt
-		mount --bind /run $H/run
+		mount --rbind /run $H/run
 		at() { read -r up _ < /proc/uptime; echo "$1 at $up s"; }
 		` + script}
 }
