@@ -71,6 +71,8 @@ func (in *initProcess) prepareUserspace() {
 	} {
 		_ = os.Symlink(target, "/dev/"+name)
 	}
+	// As systemd has it; the kernel's own limit for what PID 1 starts is 4096.
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 512 << 10})
 	_ = os.Mkdir("/tmp", 0o777)
 	_ = os.Chmod("/tmp", 0o777|os.ModeSticky)
 	if unix.Access("/tmp", unix.W_OK) != nil { // read-only disk

@@ -60,9 +60,9 @@ func TestCommandStatus(t *testing.T) {
 	dir := folder(t)
 	before := checksum(t, filepath.Join(dir, "base.img"))
 	r := moovm(t, dir, "run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img",
-		"--", "sh", "-c", "echo out; echo err >&2; echo lost > /lost; exit 7")
+		"--", "sh", "-c", "echo out; echo err >&2; echo lost > /lost; ulimit -Sn; ulimit -Hn; exit 7")
 	r.wantStatus(t, 7)
-	if r.stdout != "out\n" {
+	if r.stdout != "out\n1024\n524288\n" { // open files as systemd allows
 		t.Errorf("stdout is %q", r.stdout)
 	}
 	r.wantStderr(t, "err\n")

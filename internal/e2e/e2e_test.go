@@ -23,14 +23,18 @@ import (
 )
 
 // patience is how long anything may take before a test gives up; boots in the
-// sandbox take seconds, systemd well under two minutes.
-const patience = 4 * time.Minute
+// sandbox take seconds, systemd well under two minutes. The tests that take
+// minutes have more of it.
+var patience = 4 * time.Minute
 
 var moovmBin, kernel, base string
 
 func TestMain(m *testing.M) {
 	harnessHook(m) // before: guests of the harness have a process 1 of their own
 	shareHook()
+	if os.Getenv("MOOVM_TEST_LONG") != "" {
+		patience = 20 * time.Minute
+	}
 	moovmBin, kernel, base = os.Getenv("MOOVM_BIN"), os.Getenv("MOOVM_KERNEL"), os.Getenv("MOOVM_BASE")
 	status := m.Run()
 	if moovmBin != "" {

@@ -141,7 +141,7 @@ func TestLongShareCopies(t *testing.T) {
 // the share rw at /mnt.
 func inHost(script string) []string {
 	return []string{"--share", "host=/", "--share", "work=work,rw", "--", "sh", "-ec", `
-		H=/mnt/host; umount $H; ulimit -n 1000
+		H=/mnt/host; umount $H
 		mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host $H
 		mount --rbind /dev $H/dev; mount -t proc proc $H/proc; mount -t tmpfs tmp $H/tmp; mount --bind /mnt/work $H/mnt
 		mount --rbind /run $H/run
@@ -184,7 +184,7 @@ func TestLongShareBuild(t *testing.T) {
 		filepath.Join(dir, "work/origin")); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := command(ctx, dir, append([]string{"run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img", "--memory", "2G", "--cpus", "2"}, inHost(`
 		chroot $H env -i PATH=`+goroot+`/bin:/usr/bin:/bin HOME=/tmp GOTOOLCHAIN=local GOPROXY=off GOFLAGS=-buildvcs=false CGO_ENABLED=0 \
