@@ -579,8 +579,11 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 			continue
 		}
 		options := joinOptions(shareOptions, s.Options)
-		if s.ReadOnly || s.Overlay {
+		switch {
+		case s.ReadOnly || s.Overlay:
 			options += ",ro"
+		case !strings.Contains(s.Options, "cache="):
+			options += ",cache=mmap" // without it nothing can be written through a mapping: linkers do that
 		}
 		c.Mounts = append(c.Mounts, Mount{Source: s.Tag, Target: s.Target, Type: "9p", Options: options, Overlay: s.Overlay})
 	}

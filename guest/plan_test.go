@@ -32,7 +32,7 @@ func TestKernelCmdline(t *testing.T) {
 func TestInitConfigFor(t *testing.T) {
 	cfg := Config{
 		Disks: []Disk{{}}, Append: "root=UUID=1 rootflags=noatime ro init=/x",
-		Shares: []Share{{Tag: "src", Target: "/src", ReadOnly: true}, {Tag: "only"}, {Tag: "out", Target: "/out"}},
+		Shares: []Share{{Tag: "src", Target: "/src", ReadOnly: true}, {Tag: "only"}, {Tag: "out", Target: "/out"}, {Tag: "own", Target: "/own", Options: "cache=none"}},
 	}
 	c := initConfigFor(&cfg, parseBootParams(cfg.Append))
 	if c.Root == nil || *c.Root != (Root{Device: "UUID=1", Options: "noatime", ReadOnly: true}) || c.Init != "/x" || c.Control == "" {
@@ -40,9 +40,11 @@ func TestInitConfigFor(t *testing.T) {
 	}
 	var mounts []string
 	for _, m := range c.Mounts {
-		mounts = append(mounts, fmt.Sprintf("%s %s %v %v", m.Source, m.Target, strings.Contains(","+m.Options+",", ",ro,"), m.Optional))
+		options, _ := strings.CutPrefix(m.Options, shareOptions)
+		mounts = append(mounts, fmt.Sprintf("%s %s %s %v", m.Source, m.Target, options, m.Optional))
 	}
-	if got := strings.Join(mounts, "; "); got != "moovm /run/moovm true true; src /src true false; out /out false false" {
+	if got := strings.Join(mounts, "; "); got != "moovm /run/moovm ,ro,nosuid,nodev,noexec,cache=none true; src /src ,ro false; "+
+		"out /out ,cache=mmap false; own /own ,cache=none false" {
 		t.Error(got)
 	}
 	c = initConfigFor(&Config{NoTree: true, Command: &Command{}}, bootParams{})
