@@ -1,14 +1,11 @@
 package e2e
 
 import (
-	"bufio"
-	"context"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -40,19 +37,20 @@ func TestLongHarnessSpeed(t *testing.T) {
 		"-append", "console=ttyS0 panic=-1 quiet"}
 	run := []string{moovmBin, "test", "--kernel", kernel, "--accel", "kvm"}
 	test := []string{self, "-test.v", "-test.run=^TestGuestPass$"}
+	ways := map[string][]string{
+		"QEMU microvm, initramfs":     microvm,
+		"moovm test --root initramfs": slices.Concat(run, []string{"--root", "initramfs"}, test),
+		"moovm test (host's root)":    slices.Concat(run, test),
+	}
 	took := map[string][]time.Duration{}
 	for range 5 {
-		took["QEMU microvm, initramfs"] = append(took["QEMU microvm, initramfs"], firstLine(t, microvm))
-		took["moovm test --root initramfs"] = append(took["moovm test --root initramfs"], firstLine(t, slices.Concat(run, []string{"--root", "initramfs"}, test)))
-		took["moovm test (host's root)"] = append(took["moovm test (host's root)"], firstLine(t, slices.Concat(run, test)))
+		for name, args := range ways {
+			took[name] = append(took[name], untilLine(t, "", "=== RUN   TestGuestPass", args...))
+		}
 	}
-	median := func(name string) time.Duration {
-		slices.Sort(took[name])
-		return took[name][len(took[name])/2]
-	}
-	base := median("QEMU microvm, initramfs")
+	base := median(took["QEMU microvm, initramfs"])
 	for name, times := range took {
-		t.Logf("%-30s %7v to the first line (%.2f of QEMU); all: %v", name, median(name).Round(time.Millisecond), float64(median(name))/float64(base), times)
+		t.Logf("%-30s %7v to the first line (%.2f of QEMU); all: %v", name, median(times).Round(time.Millisecond), float64(median(times))/float64(base), times)
 	}
 }
 
@@ -90,36 +88,4 @@ func microvmFiles(t *testing.T, vmlinux, initrd, self string) {
 		Config: &guest.InitConfig{Version: guest.ConfigVersion, Control: "/dev/ttyS0", Command: &guest.Command{
 			Args: []string{"/e2e.test", "-test.v", "-test.run=^TestGuestPass$"}, Env: []string{"MOOVM_GUEST=1"}}},
 	})
-}
-
-// firstLine runs a program until it says that a test runs, and ends it.
-func firstLine(t *testing.T, args []string) time.Duration {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var errs strings.Builder
-	cmd.Stderr = &errs
-	start := time.Now()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Wait()
-	defer cancel()
-	lines := bufio.NewReader(out)
-	var said strings.Builder
-	for {
-		line, err := lines.ReadString('\n')
-		said.WriteString(line)
-		if strings.Contains(line, "=== RUN   TestGuestPass") {
-			return time.Since(start)
-		}
-		if err != nil {
-			t.Fatalf("%s ended without a test: %v\n%s\n%s", args[0], err, said.String(), errs.String())
-		}
-	}
 }
