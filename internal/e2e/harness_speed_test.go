@@ -57,15 +57,7 @@ func TestLongHarnessSpeed(t *testing.T) {
 // microvmFiles writes the kernel and the initramfs for QEMU.
 func microvmFiles(t *testing.T, vmlinux, initrd, self string) {
 	t.Helper()
-	k, err := guest.LoadKernel(kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	m, err := guest.FindModules(k)
-	if err != nil {
-		t.Fatal(err)
-	}
+	k, m := kernelWithModules(t)
 	modules, err := m.Resolve("virtio_pci", "9pnet_virtio", "9p", "overlay")
 	if err != nil {
 		t.Fatal(err)

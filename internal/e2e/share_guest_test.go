@@ -330,15 +330,7 @@ func shareLoad(dir string) {
 func TestLongShareGuestEnds(t *testing.T) {
 	long(t)
 	needKVM(t)
-	k, err := guest.LoadKernel(kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	modules, err := guest.FindModules(k)
-	if err != nil {
-		t.Fatal(err)
-	}
+	k, modules := kernelWithModules(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -186,15 +186,7 @@ func TestLongShareSpeed(t *testing.T) {
 		}
 	}
 
-	k, err := guest.LoadKernel(kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	modules, err := guest.FindModules(k)
-	if err != nil {
-		t.Fatal(err)
-	}
+	k, modules := kernelWithModules(t)
 	need, err := modules.Resolve("virtio_pci", "9pnet_virtio", "9p")
 	if err != nil {
 		t.Fatal(err)

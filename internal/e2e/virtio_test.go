@@ -119,15 +119,7 @@ func realDrivers(t *testing.T, transport vmm.Transport, megabytes, loops int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { fio.Close() })
-	k, err := guest.LoadKernel(kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	mods, err := guest.FindModules(k)
-	if err != nil {
-		t.Fatal(err)
-	}
+	k, mods := kernelWithModules(t)
 	var g *guest.Guest
 	started := make(chan struct{})
 	out := &watch{text: "GROW", f: func() {
