@@ -7,7 +7,7 @@
 # uml-utilities, user-mode-linux: the other programs that speak COW; ovmf, grub, mtools, dosfstools: a disk that PC firmware boots;
 # the rest: used by tests.
 packages=(qemu-system-x86 qemu-utils mmdebstrap e2fsprogs kmod uml-utilities user-mode-linux acpica-tools
-	busybox-static fio ovmf grub-pc-bin grub-efi-amd64-bin grub-common mtools dosfstools)
+	busybox-static fio jq ovmf grub-pc-bin grub-efi-amd64-bin grub-common mtools dosfstools)
 missing=()
 for p in "${packages[@]}"; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$p")

@@ -173,9 +173,8 @@ func TestLongHarnessNoBoot(t *testing.T) {
 }
 
 // guesttest.Main, the first way in, on a base image, several at a time.
-func TestLongHarnessMain(t *testing.T) {
+func TestHarnessMain(t *testing.T) {
 	needKVM(t)
-	long(t)
 	image, err := localBase()
 	if err != nil {
 		t.Fatal(err)

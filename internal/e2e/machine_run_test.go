@@ -205,8 +205,7 @@ echo pressed`, modules)
 }
 
 // As many disks as a machine takes for certain, and several shares.
-func TestLongMachineDisks(t *testing.T) {
-	long(t)
+func TestMachineDisks(t *testing.T) {
 	needKVM(t)
 	k, modules := kernelWithModules(t)
 	for _, transport := range []vmm.Transport{vmm.TransportPCI, vmm.TransportMMIO} {

@@ -357,8 +357,7 @@ func TestLongMachineKernels(t *testing.T) {
 
 // Machines of several sizes. Debian's kernels end 66 MiB (6.12) to 74 MiB (6.1)
 // from the beginning of memory, and need some 20 MiB more to reach user space.
-func TestLongMachineSizes(t *testing.T) {
-	long(t)
+func TestMachineSizes(t *testing.T) {
 	needKVM(t)
 	k := elfKernel(t, kernel)
 	_, err := vmm.New(vmm.Config{Memory: 64 << 20, Kernel: k})

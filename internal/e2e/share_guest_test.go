@@ -275,7 +275,7 @@ func shareHook() {
 		speedInit() // a guest of TestLongShareSpeed
 	}
 	if dir := os.Getenv("MOOVM_E2E_LOAD"); dir != "" {
-		shareLoad(dir) // a guest of TestLongShareGuestEnds
+		shareLoad(dir) // a guest of TestShareGuestEnds
 	}
 }
 
@@ -327,8 +327,7 @@ func shareLoad(dir string) {
 
 // However a guest ends in the middle of requests, with files open, nothing of
 // it is left in the host's process.
-func TestLongShareGuestEnds(t *testing.T) {
-	long(t)
+func TestShareGuestEnds(t *testing.T) {
 	needKVM(t)
 	k, modules := kernelWithModules(t)
 	self, err := os.Executable()
