@@ -40,7 +40,7 @@ one() {
 	for try in 1 2 3; do
 		start=$SECONDS
 		status=0
-		timeout --kill-after 20 "$limit" "$MOOVM_BIN" sandbox --memory 8G -- \
+		timeout --foreground --kill-after 20 "$limit" "$MOOVM_BIN" sandbox --memory 8G -- \
 			"$test" -test.v -test.timeout "$((limit - 20))s" -test.run "^$name\$" </dev/null >"$logs/$name.$try" 2>&1 || status=$?
 		cat "$logs/$name.$try"
 		case $status in
