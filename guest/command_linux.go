@@ -71,6 +71,9 @@ func (in *initProcess) prepareUserspace() {
 	} {
 		_ = os.Symlink(target, "/dev/"+name)
 	}
+	for name, value := range in.cfg.Settings {
+		_ = os.WriteFile(name, []byte(value), 0)
+	}
 	// As systemd has it; the kernel's own limit for what PID 1 starts is 4096.
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 512 << 10})
 	_ = os.Mkdir("/tmp", 0o777)

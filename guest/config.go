@@ -83,6 +83,9 @@ type InitConfig struct {
 	// CorePattern is where the memory of programs that crash is written, as in
 	// core(5); empty = nowhere in particular.
 	CorePattern string `json:"core_pattern,omitempty"`
+	// Settings are files of /proc and /sys, and what is written into them before
+	// the command runs. What the kernel lacks is left out.
+	Settings map[string]string `json:"settings,omitempty"`
 	// Hostname is set before anything runs; empty = leave it.
 	Hostname string `json:"hostname,omitempty"`
 }

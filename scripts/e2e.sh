@@ -28,7 +28,7 @@ step "End-to-end tests in sandboxes (this machine's KVM is not enough; see moovm
 rm -rf "$logs" && mkdir -p "$logs"
 limit=420
 if [ -n "${MOOVM_TEST_LONG-}" ]; then
-	limit=1500
+	limit=2400
 	# Compiling the runtime in a guest would take longer than all the rest of a build there.
 	export MOOVM_E2E_GOCACHE=$CACHE/go-build
 	(cd / && GOCACHE=$MOOVM_E2E_GOCACHE CGO_ENABLED=0 ${GO:-go} build runtime)

@@ -73,7 +73,10 @@ func (r *ram) add(addr uint64, off, n int64, flags int) error {
 		}
 		return fmt.Errorf("guest memory: map %d bytes: %w", n, err)
 	}
-	unix.Madvise(b, unix.MADV_DONTDUMP) // best effort: keeps guests out of core files
+	// Best effort: guests stay out of core files, and where the host lets memory
+	// files have huge pages (shmem_enabled: advise), they fault 512 times less.
+	unix.Madvise(b, unix.MADV_DONTDUMP)
+	unix.Madvise(b, unix.MADV_HUGEPAGE)
 	r.regions = append(r.regions, virtio.Region{Addr: addr, Bytes: b})
 	return nil
 }

@@ -8,14 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/sharefs"
@@ -454,14 +452,6 @@ func (m *machineFlags) boot(ctx context.Context, g *globals, c guest.Config, arg
 		return exitInterrupted, err
 	}
 	return guest.ExitStatus(result, err), err
-}
-
-// giveMemoryBack is for when the kernel and the initramfs are in the guest's
-// memory: what they took here goes back to the system at once. It stays there:
-// khugepaged would fill the holes in the heap with pages of 2 MiB.
-func giveMemoryBack() {
-	debug.FreeOSMemory()
-	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) // a matter of a few MiB, no more
 }
 
 // bootAndWait is guest.Boot with the power button at the first interrupt of a

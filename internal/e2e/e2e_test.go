@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	harnessHook(m) // before: guests of the harness have a process 1 of their own
 	shareHook()
 	if os.Getenv("MOOVM_TEST_LONG") != "" {
-		patience = 20 * time.Minute
+		patience = 35 * time.Minute
 	}
 	moovmBin, kernel, base = os.Getenv("MOOVM_BIN"), os.Getenv("MOOVM_KERNEL"), os.Getenv("MOOVM_BASE")
 	status := m.Run()

@@ -121,12 +121,13 @@ func TestSandbox(t *testing.T) {
 	c.Stdin = strings.NewReader("typed\n")
 	stdout, stderr, status := c.run(t, t.Context(), `
 		test -c /dev/kvm && echo kvm
+		grep -o '\[advise\]' /sys/kernel/mm/transparent_hugepage/shmem_enabled
 		cat
 		cat `+ro+`/file; echo guest > `+ro+`/file; cat `+ro+`/file
 		echo kept > `+rw+`/file
 		echo oops >&2
 		exit 42`)
-	if want := "kvm\ntyped\nhost\nguest\n"; stdout != want {
+	if want := "kvm\n[advise]\ntyped\nhost\nguest\n"; stdout != want {
 		t.Errorf("stdout %q, want %q", stdout, want)
 	}
 	if stderr != "oops\n" || status != 42 {
