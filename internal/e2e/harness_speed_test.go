@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,17 +27,20 @@ func TestLongHarnessSpeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	vmlinux, initrd := filepath.Join(dir, "vmlinux"), filepath.Join(dir, "initrd")
-	microvmFiles(t, vmlinux, initrd, self)
-
+	vmlinux := elfFile(t, dir)
 	// The kernel is told the same; its console is the only serial port there.
-	microvm := []string{qemu, "-M", "microvm,accel=kvm", "-cpu", "host", "-m", "1024", "-nodefaults", "-no-user-config",
-		"-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", vmlinux, "-initrd", initrd,
-		"-append", "console=ttyS0 panic=-1 quiet"}
+	microvm := func(initrd string, more ...string) []string {
+		return append([]string{qemu, "-M", "microvm,accel=kvm", "-cpu", "host", "-m", "1024", "-nodefaults", "-no-user-config",
+			"-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", vmlinux, "-initrd", initrd,
+			"-append", "console=ttyS0 panic=-1 quiet"}, more...)
+	}
+	hostRoot := &guest.Root{Device: "host", Type: "9p", Options: "trans=virtio,version=9p2000.L,msize=500000,cache=loose", ReadOnly: true, Overlay: true}
 	run := []string{moovmBin, "test", "--kernel", kernel, "--accel", "kvm"}
 	test := []string{self, "-test.v", "-test.run=^TestGuestPass$"}
 	ways := map[string][]string{
-		"QEMU microvm, initramfs":     microvm,
+		"QEMU microvm, initramfs": microvm(harnessInitrd(t, dir, self, nil)),
+		"QEMU microvm, host's root": microvm(harnessInitrd(t, dir, self, hostRoot),
+			"-fsdev", "local,id=h,path=/,security_model=none,readonly=on,multidevs=remap", "-device", "virtio-9p-device,fsdev=h,mount_tag=host"),
 		"moovm test --root initramfs": slices.Concat(run, []string{"--root", "initramfs"}, test),
 		"moovm test (host's root)":    slices.Concat(run, test),
 	}
@@ -54,30 +56,35 @@ func TestLongHarnessSpeed(t *testing.T) {
 	}
 }
 
-// microvmFiles writes the kernel and the initramfs for QEMU.
-func microvmFiles(t *testing.T, vmlinux, initrd, self string) {
+// harnessInitrd writes an initramfs whose init runs the test binary self, which
+// is in it, or on the root if there is one.
+func harnessInitrd(t *testing.T, dir, self string, root *guest.Root) string {
 	t.Helper()
-	k, m := kernelWithModules(t)
-	modules, err := m.Resolve("virtio_pci", "9pnet_virtio", "9p", "overlay")
+	_, m := kernelWithModules(t)
+	modules, err := m.Resolve("virtio_mmio", "9pnet_virtio", "9p", "overlay")
 	if err != nil {
 		t.Fatal(err)
 	}
-	write := func(path string, w io.WriterTo) {
-		f, err := os.Create(path)
-		if err == nil {
-			_, err = w.WriteTo(f)
-		}
-		if err == nil {
-			err = f.Close()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+	archive := &guest.Initramfs{
+		Init: moovmBin, Modules: modules,
+		Config: &guest.InitConfig{Version: guest.ConfigVersion, Control: "/dev/ttyS0", Root: root, Command: &guest.Command{
+			Args: []string{self, "-test.v", "-test.run=^TestGuestPass$"}, Env: []string{"MOOVM_GUEST=1"}}},
 	}
-	write(vmlinux, k)
-	write(initrd, &guest.Initramfs{
-		Init: moovmBin, Modules: modules, Files: []guest.File{{Name: "e2e.test", Mode: 0o755, HostPath: self}},
-		Config: &guest.InitConfig{Version: guest.ConfigVersion, Control: "/dev/ttyS0", Command: &guest.Command{
-			Args: []string{"/e2e.test", "-test.v", "-test.run=^TestGuestPass$"}, Env: []string{"MOOVM_GUEST=1"}}},
-	})
+	name := "initrd-root"
+	if root == nil {
+		name = "initrd"
+		archive.Files = []guest.File{{Name: "e2e.test", Mode: 0o755, HostPath: self}}
+		archive.Config.Command.Args[0] = "/e2e.test"
+	}
+	f, err := os.Create(filepath.Join(dir, name))
+	if err == nil {
+		_, err = archive.WriteTo(f)
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
 }
