@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast test-race test-long test-e2e test-e2e-long lint staticcheck fuzz soak bench-disk bench-virtio bench-vmm bench-9p clean
+.PHONY: help setup build demo test test-fast test-race test-long test-fuzz test-e2e test-e2e-long lint staticcheck fuzz soak bench-disk bench-virtio bench-vmm bench-9p clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,7 @@ test: ## Everything: set-up, vet, unit tests with the race detector, end-to-end 
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-race
 	@$(MAKE) --no-print-directory test-long
+	@$(MAKE) --no-print-directory test-fuzz
 	@$(MAKE) --no-print-directory test-e2e
 
 test-fast: ## go test ./...: needs neither root nor KVM nor QEMU
@@ -38,6 +39,9 @@ test-fast: ## go test ./...: needs neither root nor KVM nor QEMU
 
 test-race:
 	$(GO) test -race -timeout 20m ./...
+
+test-fuzz: # a short run of what hostile guests and clients reach
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=20000x FUZZ='FuzzHostile|FuzzQueue|FuzzMessages|FuzzSession|FuzzOpen'
 
 test-long: build # tens of thousands of simulated crashes, hundreds of kills, QEMU as a client; the init and the sandbox, static
 	MOOVM_TEST_LONG=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
@@ -58,11 +62,12 @@ lint: ## gofmt, go vet
 staticcheck: ## The deeper checks of honnef.co/go/tools
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
-# Every fuzz target of the tree, FUZZTIME each.
+# Every fuzz target of the tree whose name matches FUZZ, FUZZTIME each.
 FUZZTIME ?= 10m
-fuzz: ## Fuzz every target for FUZZTIME (10m) each
-	@set -e; for f in $$(grep -rl '^func Fuzz' --include='*_test.go' .); do \
-		for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
+FUZZ ?= .
+fuzz: ## Fuzz every target (or those that match FUZZ) for FUZZTIME (10m) each
+	@set -e; for f in $$(grep -rl '^func Fuzz' --include='*_test.go' --exclude-dir=testdata --exclude-dir=e2e .); do \
+		for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f | grep -E '$(FUZZ)'); do \
 			echo "==> $$t in $$(dirname $$f)"; \
 			$(GO) test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZTIME) $$(dirname $$f); \
 		done; done
