@@ -76,15 +76,5 @@ func harnessInitrd(t *testing.T, dir, self string, root *guest.Root) string {
 		archive.Files = []guest.File{{Name: "e2e.test", Mode: 0o755, HostPath: self}}
 		archive.Config.Command.Args[0] = "/e2e.test"
 	}
-	f, err := os.Create(filepath.Join(dir, name))
-	if err == nil {
-		_, err = archive.WriteTo(f)
-	}
-	if err == nil {
-		err = f.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f.Name()
+	return writeTo(t, filepath.Join(dir, name), archive)
 }

@@ -40,16 +40,23 @@ func elfFile(t *testing.T, dir string) string {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	path := filepath.Join(dir, "vmlinux")
-	f, err := os.Create(path)
+	return writeTo(t, filepath.Join(dir, "vmlinux"), k)
+}
+
+// writeTo makes a file of what from writes, and returns its name.
+func writeTo(t *testing.T, name string, from io.WriterTo) string {
+	t.Helper()
+	f, err := os.Create(name)
+	if err == nil {
+		_, err = from.WriteTo(f)
+	}
+	if err == nil {
+		err = f.Close()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if _, err := k.WriteTo(f); err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return name
 }
 
 // untilLine starts a program, returns when it has printed a line with the text

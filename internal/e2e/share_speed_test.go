@@ -207,21 +207,8 @@ func TestLongShareSpeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write := func(name string, from io.WriterTo) string {
-		f, err := os.Create(filepath.Join(dir, name))
-		if err == nil {
-			_, err = from.WriteTo(f)
-		}
-		if err == nil {
-			err = f.Close()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return f.Name()
-	}
-	vmlinux := write("vmlinux", k)
-	initrd := write("initrd", &guest.Initramfs{Init: self, Modules: need})
+	vmlinux := writeTo(t, filepath.Join(dir, "vmlinux"), k)
+	initrd := writeTo(t, filepath.Join(dir, "initrd"), &guest.Initramfs{Init: self, Modules: need})
 
 	word := "share-speed=" + mounts
 	vmms := map[string][]string{
