@@ -2,9 +2,12 @@ package vmm
 
 import (
 	"errors"
+	"maps"
 	"testing"
+	"time"
 
 	"github.com/hugelgupf/p9/p9"
+	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/virtio9p"
 )
@@ -60,3 +63,33 @@ func TestShareStats(t *testing.T) {
 type noTree struct{}
 
 func (noTree) Attach() (p9.File, error) { return nil, errors.New("there is nothing") }
+
+// An idle guest costs nothing: no exits, no timers, no loops. What is left of
+// a second is a measure of the rest of this process.
+func TestIdle(t *testing.T) {
+	m, out := newMachine(t, asm{}.print("!").hang(), func(c *Config) {
+		c.CPUs, c.Disks, c.Shares = 2, []Disk{{Backend: zeroDisk(1 << 20)}}, []Share{{Tag: "x", Attacher: noTree{}}}
+	})
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "!")
+	cpu := func() time.Duration {
+		var r unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	}
+	time.Sleep(100 * time.Millisecond)
+	used, exits := cpu(), m.Exits()
+	time.Sleep(time.Second)
+	used = cpu() - used
+	t.Logf("%v of processor time in a second", used)
+	if after := m.Exits(); !maps.Equal(exits, after) {
+		t.Errorf("exits of a guest that does nothing: %v, later %v", exits, after)
+	}
+	if used > time.Second/2 {
+		t.Errorf("%v of processor time in a second: something loops", used)
+	}
+}
