@@ -64,8 +64,9 @@ func makeTree(t *testing.T, dir string, files int) {
 	}
 }
 
-// sameTree fails unless got holds the files of want: contents, modes, times. These to the second: Linux's 9P client cuts
-// off the rest of a time that it sets (s_time_gran, which it leaves at VFS's default).
+// sameTree fails unless got holds the files of want: contents, modes, times.
+// These to the second: Linux's 9P client cuts off the rest of a time that it
+// sets; a folder that QEMU shares shows the same.
 func sameTree(t *testing.T, want, got string) {
 	t.Helper()
 	list := func(root string) map[string]string {
