@@ -115,9 +115,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 		if !ok {
 			return 0, d.errClosed()
 		}
-		err := d.chain.read(p, off)
-		g.Add(-1)
-		if err != nil {
+		defer g.Add(-1) // p may be memory that faults
+		if err := d.chain.read(p, off); err != nil {
 			return 0, err
 		}
 	}
@@ -134,9 +133,8 @@ func (d *Disk) ReadvAt(bufs [][]byte, off int64) (int, error) {
 	if g == nil {
 		return 0, err
 	}
-	err = d.chain.readv(bufs, off, n)
-	g.Add(-1)
-	if err != nil {
+	defer g.Add(-1)
+	if err := d.chain.readv(bufs, off, n); err != nil {
 		return 0, err
 	}
 	return int(n), nil

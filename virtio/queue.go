@@ -179,7 +179,8 @@ type Queue struct {
 	budget    int  // chains Next may still yield before the next Wait
 	refused   bool // Next returned chains by itself
 
-	// The producer's side.
+	// The producer's side. Guest memory is touched under mu, and may be gone
+	// (CatchFault): only defer unlocks it.
 	mu        sync.Mutex
 	usedIdx   uint16
 	signalled uint16 // usedIdx at the last Notify
@@ -301,15 +302,15 @@ func (q *Queue) ready() bool { return len(q.resubmit) > 0 || q.availIdx.Load() !
 // arm asks the driver to notify about the next chain, disarm not to. With
 // EVENT_IDX the driver stays quiet by itself once it has passed avail_event.
 func (q *Queue) arm() {
-	if q.eventIdx {
-		q.mu.Lock()
-		if !q.closed {
-			q.availEvent.Store(q.nextAvail)
-		}
-		q.mu.Unlock()
+	if !q.eventIdx {
+		q.setUsedFlags(0)
 		return
 	}
-	q.setUsedFlags(0)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.closed {
+		q.availEvent.Store(q.nextAvail)
+	}
 }
 
 func (q *Queue) disarm() {
@@ -351,24 +352,24 @@ func (q *Queue) Push(c *DescriptorChain) {
 // Notify interrupts the driver if it wants to know about any of the chains
 // pushed since the last Notify.
 func (q *Queue) Notify() {
-	q.mu.Lock()
-	if q.closed || q.usedIdx == q.signalled {
-		q.mu.Unlock()
-		return
-	}
-	var want bool
-	if q.eventIdx {
-		// Section 2.7.7.2: some element of the batch crosses used_event.
-		event := q.usedEvent.Load()
-		want = q.usedIdx-event-1 < q.usedIdx-q.signalled
-	} else {
-		want = q.availFlags.Load()&availNoInterrupt == 0
-	}
-	q.signalled = q.usedIdx
-	q.mu.Unlock()
-	if want {
+	if q.wantsInterrupt() {
 		q.interrupt()
 	}
+}
+
+func (q *Queue) wantsInterrupt() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed || q.usedIdx == q.signalled {
+		return false
+	}
+	since := q.usedIdx - q.signalled
+	q.signalled = q.usedIdx
+	if q.eventIdx {
+		// Section 2.7.7.2: some element of the batch crosses used_event.
+		return q.usedIdx-q.usedEvent.Load()-1 < since
+	}
+	return q.availFlags.Load()&availNoInterrupt == 0
 }
 
 // Stop makes Wait return false and Next return nothing. Chains in flight can

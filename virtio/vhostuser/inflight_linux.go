@@ -69,6 +69,9 @@ func newInflight(queues int, entries uint16, pending uint64) (fd int, size uint6
 // openInflight maps a region; fd stays the caller's.
 func openInflight(fd int, off, size uint64, queues int, entries uint16, pending uint64) (*inflight, error) {
 	per := inflightQueueSize(entries)
+	// What the device keeps there it uses with its locks held: memory that can
+	// vanish is not for that. Seals come first, for the size they seal.
+	seals, sealsErr := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	var st unix.Stat_t
 	switch err := unix.Fstat(fd, &st); {
 	case err != nil:
@@ -76,11 +79,8 @@ func openInflight(fd int, off, size uint64, queues int, entries uint16, pending 
 	case off%4096 != 0 || off > 1<<40 || size > 1<<40 || size < uint64(queues)*per || off+size > uint64(st.Size):
 		return nil, fmt.Errorf("region for requests in flight: %d bytes at %d do not hold %d queues of %d", size, off, queues, entries)
 	}
-	// What the device keeps there it uses with its locks held: memory that can
-	// vanish is not for that.
 	n, start := uint64(queues)*per, pendingStart(queues, entries)
-	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if pending > 0 && size >= start+pending && err == nil && seals&unix.F_SEAL_SHRINK != 0 {
+	if pending > 0 && size >= start+pending && sealsErr == nil && seals&unix.F_SEAL_SHRINK != 0 {
 		n = start + pending
 	}
 	m, err := unix.Mmap(fd, int64(off), int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
