@@ -62,7 +62,7 @@ func (f exactFile) SetAttr(valid p9.SetAttrMask, attr p9.SetAttr) error {
 
 func (f exactFile) Open(mode p9.OpenFlags) (p9.QID, uint32, error) {
 	qid, unit, err := f.File.Open(mode)
-	return qid, unit, exact(err)
+	return qid, f.s.iounit(unit), exact(err)
 }
 
 func (f exactFile) FSync() error { return exact(f.File.FSync()) }
@@ -74,7 +74,18 @@ func (f exactFile) Lock(pid int, typ p9.LockType, flags p9.LockFlags, start, len
 
 func (f exactFile) Create(name string, flags p9.OpenFlags, perm p9.FileMode, uid p9.UID, gid p9.GID) (p9.File, p9.QID, uint32, error) {
 	to, qid, unit, err := f.File.Create(name, flags, perm, uid, gid)
-	return wrap(f.s, to), qid, unit, exact(err)
+	return wrap(f.s, to), qid, f.s.iounit(unit), exact(err)
+}
+
+// iounit is by how many bytes a file is best read and written: as it says, or
+// the most whole pages that fit into a message. Linux takes all of msize
+// otherwise (p9_client_read, net/9p/client.c), and each of its pages then gets
+// something of two of the host's.
+func (s *Session) iounit(unit uint32) uint32 {
+	if unit == 0 {
+		unit = (s.Msize() - ioHeader) &^ (pageSize - 1)
+	}
+	return unit
 }
 
 func (f exactFile) Mkdir(name string, perm p9.FileMode, uid p9.UID, gid p9.GID) (p9.QID, error) {

@@ -98,7 +98,19 @@ func (f *fakeFile) Open(p9.OpenFlags) (p9.QID, uint32, error) {
 	f.opened.Store(true)
 	f.fs.opens.Add(1)
 	time.Sleep(time.Millisecond) // a chance for a second one to come in
+	if f.name == "funit" {
+		return f.qid(), 100, nil
+	}
 	return f.qid(), 0, nil
+}
+
+func (f *fakeFile) Create(name string, _ p9.OpenFlags, _ p9.FileMode, _ p9.UID, _ p9.GID) (p9.File, p9.QID, uint32, error) {
+	_, to, err := f.Walk([]string{name})
+	if err != nil {
+		return nil, p9.QID{}, 0, err
+	}
+	qid, unit, err := to.Open(p9.ReadWrite)
+	return to, qid, unit, err
 }
 
 func (f *fakeFile) ReadAt(p []byte, off int64) (int, error) {

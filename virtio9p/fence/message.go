@@ -36,6 +36,8 @@ const (
 	rlerrorLen = 11 // header, ecode[4]: the least room any exchange must have
 	payloadHdr = 11 // header, count[4] of Rread and Rreaddir
 	twriteHdr  = 16 // fid[4] offset[8] count[4]
+	ioHeader   = 24 // of a message besides its payload, as Linux counts (P9_IOHDRSZ)
+	pageSize   = 4096
 
 	maxNames   = 16   // MAXWELEM of the protocol
 	maxName    = 255  // NAME_MAX

@@ -89,6 +89,29 @@ func TestCountClamped(t *testing.T) {
 	roundTrip(t, s, wire.Read(2, 1, 1<<63-1, 100), linux.EINVAL)
 }
 
+// Files are read and written by whole pages, unless they know better.
+func TestIOUnit(t *testing.T) {
+	s := NewSession(Config{Attacher: newFakeFS()})
+	t.Cleanup(func() { s.Close() })
+	for msize, want := range map[uint32]uint32{DefaultMsize: 507904, 65536: 61440, 8192 + 24: 8192, 8192 + 23: 4096, MinMsize: 0} {
+		roundTrip(t, s, wire.Version(msize), 0)
+		roundTrip(t, s, wire.Attach(1, 0), 0)
+		for name, want := range map[string]uint32{"f": want, "funit": 100} {
+			roundTrip(t, s, wire.Walk(1, 0, 1, name), 0)
+			opened := roundTrip(t, s, wire.Open(1, 1, 0), 0)
+			roundTrip(t, s, wire.Walk(1, 0, 2), 0)
+			created := roundTrip(t, s, wire.Msg(wire.Tlcreate, 1, uint32(2), name, uint32(2), uint32(0o644), uint32(0)), 0)
+			for _, r := range []wire.Reply{opened, created} {
+				if unit := binary.LittleEndian.Uint32(r.Body[qidLen:]); unit != want {
+					t.Errorf("msize %d, %s: message %d says %d bytes, want %d", msize, name, r.Type, unit, want)
+				}
+			}
+			roundTrip(t, s, wire.Clunk(1, 1), 0)
+			roundTrip(t, s, wire.Clunk(1, 2), 0)
+		}
+	}
+}
+
 // A reply that cannot fit becomes an error, or nothing where not even that fits.
 func TestRoom(t *testing.T) {
 	s := attached(t, newFakeFS(), Config{})
