@@ -180,6 +180,16 @@ func (x *exchange) Writable(n int, dst [][]byte) ([][]byte, error) {
 	return dst, err
 }
 
+func (x *exchange) Peek(skip, n int, dst [][]byte) ([][]byte, error) {
+	w := *x.w
+	start := len(dst)
+	dst, err := w.Buffers(skip, dst)
+	if err != nil {
+		return dst[:start], err
+	}
+	return w.Buffers(n, dst[:start])
+}
+
 func (x *exchange) Unwrite(n int) {
 	x.w.Unwrite(n)
 	x.d.replyBytes.Add(-uint64(n))

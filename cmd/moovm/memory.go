@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -18,6 +19,16 @@ func giveMemoryBack() {
 	debug.FreeOSMemory()
 	debug.SetGCPercent(50)
 	noHugeHeap()
+}
+
+// spareProcessor gives Go's scheduler a processor more than the machine's one:
+// with a single one, its monitor takes that away from every thread that waits
+// in the kernel, a virtual processor above all, and wakes up every 20 µs to do
+// so, which costs a 9P request a fifth of its time.
+func spareProcessor() {
+	if runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2)
+	}
 }
 
 // noHugeHeap keeps khugepaged from filling the holes in Go's heap with pages

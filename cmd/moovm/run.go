@@ -405,6 +405,7 @@ func (m *machineFlags) boot(ctx context.Context, g *globals, c guest.Config, arg
 	log := c.Logger
 	c.BeforeStart = func(machine *vmm.Machine) error { // does not mention c, which would keep all that is in it
 		giveMemoryBack()
+		spareProcessor()
 		if counters != nil {
 			counters.Serve(machine.Stats)
 		}

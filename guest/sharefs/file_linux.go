@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hugelgupf/p9/p9"
 	"golang.org/x/sys/unix"
@@ -31,7 +32,16 @@ type file struct {
 	mu  sync.Mutex
 	io  *handle // the file, opened; nil before
 	dir dirStream
+
+	resident atomic.Uint32 // how to read what is in memory
 }
+
+// Ways to read what is in memory.
+const (
+	residentNoWait = iota // the kernel says whether it is
+	residentAlways
+	residentNever // the file system cannot say
+)
 
 var _ p9.File = (*file)(nil)
 
@@ -236,6 +246,38 @@ func (f *file) ReadvAt(bufs [][]byte, off int64) (int, error) {
 		return 0, err
 	}
 	return retry(func() (int, error) { return unix.Preadv(fd, bufs[:min(len(bufs), maxPieces)], off) })
+}
+
+// ReadvResident is ReadvAt, of all of bufs, unless that would wait for a disk.
+// What is read may have been filled in part if it is false.
+func (f *file) ReadvResident(bufs [][]byte, off int64) bool {
+	fd, err := f.opened()
+	if err != nil || len(bufs) > maxPieces {
+		return false
+	}
+	want := 0
+	for _, b := range bufs {
+		want += len(b)
+	}
+	var n int
+	switch f.resident.Load() {
+	case residentNoWait:
+		n, err = unix.Preadv2(fd, bufs, off, unix.RWF_NOWAIT)
+		if err == unix.EOPNOTSUPP {
+			way := uint32(residentNever)
+			var st unix.Statfs_t
+			if unix.Fstatfs(fd, &st) == nil && st.Type == unix.TMPFS_MAGIC {
+				way = residentAlways
+			}
+			f.resident.Store(way)
+			return false
+		}
+	case residentAlways:
+		n, err = unix.Preadv(fd, bufs, off)
+	default:
+		return false
+	}
+	return err == nil && n == want
 }
 
 // WritevAt is WriteAt from several pieces, in one call.

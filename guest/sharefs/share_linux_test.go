@@ -21,6 +21,7 @@ import (
 
 	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/virtio9p"
+	"github.com/moovm/moovm/virtio9p/fence"
 	"github.com/moovm/moovm/virtio9p/virtio9ptest"
 	"github.com/moovm/moovm/virtio9p/virtio9ptest/wire"
 )
@@ -703,5 +704,51 @@ func BenchmarkDevice(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// What is in memory can be read at once, if the file system can tell.
+func TestResident(t *testing.T) {
+	const text = "0123456789"
+	pieces := func() [][]byte { return [][]byte{make([]byte, 3), make([]byte, 4)} }
+	memory, err := os.MkdirTemp("/dev/shm", "sharefs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(memory)
+	for _, dir := range []string{memory, t.TempDir()} {
+		write(t, dir+"/f", text)
+		root, err := share(t, dir, sharefs.Options{}).Attach()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		_, file, err := root.Walk([]string{"f"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		f := file.(fence.ResidentFile)
+		if f.ReadvResident(pieces(), 0) {
+			t.Error("read before it was opened")
+		}
+		if _, _, err := file.Open(p9.ReadOnly); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := file.ReadAt(make([]byte, len(text)), 0); err != nil { // now it is in memory
+			t.Fatal(err)
+		}
+		f.ReadvResident(pieces(), 0) // which way to read is found out by the first
+		b := pieces()
+		var st unix.Statfs_t
+		switch ok := f.ReadvResident(b, 2); {
+		case ok && string(b[0])+string(b[1]) != text[2:9]:
+			t.Errorf("%s: %q", dir, b)
+		case !ok && unix.Statfs(dir, &st) == nil && st.Type == unix.TMPFS_MAGIC:
+			t.Errorf("%s: a file in memory cannot be read at once", dir)
+		}
+		if f.ReadvResident(pieces(), 4) {
+			t.Error("more was read than there is")
+		}
 	}
 }

@@ -366,7 +366,9 @@ func TestShareGuestEnds(t *testing.T) {
 					Env: []string{"MOOVM_E2E_LOAD=/mnt/load", "MOOVM_E2E_END=" + end}},
 				Stdout: out, Stderr: out,
 			})
-			if !out.seen() {
+			// What the guest says just before it resets may not reach us.
+			reset := end == "reset" && err != nil && strings.Contains(err.Error(), "sysrq: Resetting")
+			if !out.seen() && !reset {
 				t.Fatalf("the guest did not come so far: %v\n%s", err, out.b.String())
 			}
 			var stopped *guest.StoppedError

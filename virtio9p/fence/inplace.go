@@ -19,6 +19,9 @@ type Spans interface {
 	// Writable appends room for the next n bytes of the reply to dst and
 	// consumes it; it counts as written.
 	Writable(n int, dst [][]byte) ([][]byte, error)
+	// Peek appends the room for the n bytes of the reply that follow the next
+	// skip bytes to dst, and consumes nothing.
+	Peek(skip, n int, dst [][]byte) ([][]byte, error)
 	// Unwrite takes back the claim that the last n bytes were written.
 	Unwrite(n int)
 }
@@ -30,6 +33,15 @@ type Spans interface {
 type VectorFile interface {
 	ReadvAt(bufs [][]byte, off int64) (int, error)
 	WritevAt(bufs [][]byte, off int64) (int, error)
+}
+
+// ResidentFile is what a VectorFile may have so that a read of what is in the
+// host's memory anyway costs no change of goroutines.
+type ResidentFile interface {
+	// ReadvResident fills bufs from off. It does not wait for a disk or a
+	// network: it reports false then, or when there are fewer bytes, and may
+	// have filled a part.
+	ReadvResident(bufs [][]byte, off int64) bool
 }
 
 // lists are for the pieces of one message.
@@ -51,10 +63,51 @@ func (f exactFile) ReadAt(p []byte, token int64) (int, error) {
 		return 0, linux.EIO
 	}
 	if r.readInPlace(f.File) {
+		if v, ok := f.File.(ResidentFile); ok {
+			f.s.allowed(r.fids[0], v)
+		}
 		return 0, nil
 	}
 	n, err := f.File.ReadAt(p, r.off)
 	return n, exact(err)
+}
+
+// allowed notes that the server lets fid be read. It would again: what it looks
+// at does not change before the fid is closed.
+func (s *Session) allowed(fid uint32, v ResidentFile) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.readers[fid] = v
+}
+
+// readResident answers a Tread at once if that can be done. No message that
+// ends the fid can come in meanwhile, since r itself is still being submitted.
+func (s *Session) readResident(r *request) bool {
+	s.mu.Lock()
+	v, busy := s.readers[r.fids[0]], s.inflight[r.tag] != nil
+	s.mu.Unlock()
+	x, hasSpans := r.x.(Spans)
+	if v == nil || busy || !hasSpans {
+		return false
+	}
+	list := lists.Get().(*[][]byte)
+	bufs, err := x.Peek(payloadHdr, r.count, (*list)[:0])
+	defer func() {
+		clear(bufs)
+		*list = bufs[:0]
+		lists.Put(list)
+	}()
+	if err != nil || !v.ReadvResident(bufs, r.off) {
+		return false
+	}
+	var b [payloadHdr]byte
+	putHeader(b[:], payloadHdr+r.count, rread, r.tag)
+	binary.LittleEndian.PutUint32(b[headerLen:], uint32(r.count))
+	x.Write(b[:])
+	clear(bufs)
+	bufs, _ = x.Writable(r.count, bufs[:0])
+	x.Done()
+	return true
 }
 
 func (r *request) readInPlace(file p9.File) bool {

@@ -22,6 +22,9 @@ type vectorFS struct {
 	err     error // what the next calls return
 	panics  bool
 	nothing bool // the next calls claim more than there was
+
+	resident bool // the next reads need not wait
+	atOnce   int  // reads that did not
 }
 
 func (fs *vectorFS) Attach() (p9.File, error) {
@@ -60,6 +63,21 @@ func (f *vectorFile) ReadvAt(bufs [][]byte, off int64) (int, error) {
 		n = 1 << 40
 	}
 	return n, f.vfs.err
+}
+
+func (f *vectorFile) ReadvResident(bufs [][]byte, off int64) bool {
+	f.vfs.mu.Lock()
+	defer f.vfs.mu.Unlock()
+	for _, b := range bufs {
+		if off > int64(len(f.vfs.data)-len(b)) {
+			return false
+		}
+		off += int64(copy(b, f.vfs.data[off:]))
+	}
+	if f.vfs.resident {
+		f.vfs.atOnce++
+	}
+	return f.vfs.resident
 }
 
 func (f *vectorFile) WritevAt(bufs [][]byte, off int64) (int, error) {
@@ -108,29 +126,34 @@ func (c *spanCall) Writable(n int, dst [][]byte) ([][]byte, error) {
 	return dst, nil
 }
 
+func (c *spanCall) Peek(skip, n int, dst [][]byte) ([][]byte, error) {
+	if c.taken+skip+n > c.room {
+		return dst, io.ErrShortWrite
+	}
+	return c.span(c.memory[c.taken+skip:c.taken+skip+n], dst), nil
+}
+
+func (c *spanCall) Write(p []byte) (int, error) {
+	if c.dones.Load() > 0 {
+		c.t.Error("written to after Done")
+	}
+	dst, err := c.Writable(len(p), nil)
+	if err != nil {
+		c.t.Errorf("%d bytes more than there is room for", len(p))
+	}
+	for _, b := range dst {
+		p = p[copy(b, p):]
+	}
+	return len(p), err
+}
+
 func (c *spanCall) Unwrite(n int) { c.reply = c.reply[:len(c.reply)-n] }
 
 // Contents go to and from the client's memory without the server in between;
 // what it is told is exact, whatever the file does.
 func TestInPlace(t *testing.T) {
 	fs := &vectorFS{fakeFS: newFakeFS(), data: bytes.Repeat([]byte("0123456789"), 100)}
-	s := NewSession(Config{Attacher: fs})
-	defer func() {
-		s.Close()
-		if n := fs.live.Load(); n != 0 {
-			t.Errorf("%d files were not closed", n)
-		}
-	}()
-	do := func(msg []byte, room int) wire.Reply {
-		t.Helper()
-		c := &spanCall{call: call{t: t, msg: bytes.Clone(msg), room: room, done: make(chan struct{})}, memory: bytes.Repeat([]byte{0xee}, room)}
-		s.Submit(c, len(msg), room)
-		r := c.wait()
-		if rest := c.memory[max(len(c.reply), c.taken):]; len(bytes.Trim(rest, "\xee")) > 0 {
-			t.Error("memory behind the room was written to")
-		}
-		return r
-	}
+	do := spanSession(t, fs)
 	do(wire.Version(8192), 100)
 	do(wire.Attach(1, 0), 100)
 	do(wire.Walk(1, 0, 1, "f"), 200)
@@ -182,8 +205,92 @@ func TestInPlace(t *testing.T) {
 	if r := do(wire.Read(9, 1, 0, 10), 200); len(r.Data()) != 10 {
 		t.Errorf("after the panic: %+v", r)
 	}
-	// An exchange without memory to show needs the other methods.
-	if r := submit(t, s, wire.Read(3, 1, 0, 10), 200).wait(); r.Errno() == 0 {
-		t.Errorf("a file without ReadAt: %+v", r)
+}
+
+// spanSession returns how to ask a new session for something, with so much
+// room for the reply.
+func spanSession(t *testing.T, fs *vectorFS) (do func(msg []byte, room int) wire.Reply) {
+	t.Helper()
+	s := NewSession(Config{Attacher: fs})
+	t.Cleanup(func() {
+		// An exchange without memory to show needs the other methods.
+		if r := submit(t, s, wire.Read(3, 1, 0, 10), 200).wait(); r.Errno() == 0 {
+			t.Errorf("a file without ReadAt: %+v", r)
+		}
+		s.Close()
+		if n := fs.live.Load(); n != 0 {
+			t.Errorf("%d files were not closed", n)
+		}
+	})
+	return func(msg []byte, room int) wire.Reply {
+		t.Helper()
+		c := &spanCall{call: call{t: t, msg: bytes.Clone(msg), room: room, done: make(chan struct{})}, memory: bytes.Repeat([]byte{0xee}, room)}
+		s.Submit(c, len(msg), room)
+		r := c.wait()
+		if rest := c.memory[max(len(c.reply), c.taken):]; len(bytes.Trim(rest, "\xee")) > 0 {
+			t.Error("memory behind the room was written to")
+		}
+		return r
 	}
+}
+
+// What is in memory is read without the server, of a fid that it has let be
+// read, as long as that is the fid it was.
+func TestResident(t *testing.T) {
+	fs := &vectorFS{fakeFS: newFakeFS(), data: bytes.Repeat([]byte("0123456789"), 100), resident: true}
+	do := spanSession(t, fs)
+	want := func(what string, errno linux.Errno, atOnce int) {
+		t.Helper()
+		r := do(wire.Read(7, 1, 3, 40), 200)
+		if r.Errno() != int(errno) || r.Tag != 7 || errno == 0 && (r.Type != wire.Tread+1 || !bytes.Equal(r.Data(), fs.data[3:43]) || len(r.Body) != 44) {
+			t.Errorf("%s: %+v", what, r)
+		}
+		if fs.atOnce != atOnce {
+			t.Errorf("%s: %d reads at once, want %d", what, fs.atOnce, atOnce)
+		}
+	}
+	version := func() {
+		t.Helper()
+		do(wire.Version(8192), 100)
+		do(wire.Attach(1, 0), 100)
+		do(wire.Walk(1, 0, 1, "f"), 200)
+	}
+	version()
+	want("not open", linux.EINVAL, 0)
+	do(wire.Open(1, 1, 0), 100)
+	want("the first", 0, 0)
+	want("the second", 0, 1)
+	want("the third", 0, 2)
+	fs.resident = false
+	want("one that has to wait", 0, 2)
+	fs.resident = true
+	want("and after it", 0, 3)
+	if r := do(wire.Read(7, 1, 990, 40), 200); len(r.Data()) != 10 || fs.atOnce != 3 {
+		t.Errorf("at the end: %+v, %d at once", r, fs.atOnce)
+	}
+	if r := do(wire.Read(7, 1, 0, 1000), 50); len(r.Data()) != 39 || fs.atOnce != 4 {
+		t.Errorf("little room: %+v, %d at once", r, fs.atOnce)
+	}
+
+	do(wire.Clunk(1, 1), 100)
+	want("a fid that is gone", linux.EBADF, 4)
+	do(wire.Walk(1, 0, 1, "f"), 200)
+	want("a new fid of that number", linux.EINVAL, 4)
+	do(wire.Open(1, 1, 1), 100)
+	want("open for writing", linux.EPERM, 4)
+	do(wire.Walk(1, 1, 2), 200)
+	do(wire.Open(1, 2, 0), 100)
+	do(wire.Clunk(1, 1), 100)
+	do(wire.Walk(1, 2, 1), 200) // refused: fid 2 is open
+	do(wire.Walk(1, 0, 1, "f"), 200)
+	do(wire.Open(1, 1, 0), 100)
+	want("the first of another file", 0, 4)
+	want("the second of another file", 0, 5)
+	do(wire.Msg(wire.Tremove, 1, uint32(1)), 100)
+	want("a fid that was removed", linux.EBADF, 5)
+	do(wire.Walk(1, 0, 1, "f"), 200)
+	do(wire.Open(1, 1, 0), 100)
+	want("once more", 0, 5)
+	version()
+	want("after Tversion", linux.EINVAL, 5)
 }

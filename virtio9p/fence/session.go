@@ -83,8 +83,9 @@ type Session struct {
 	idle     sync.Cond // an exchange has been answered
 	inflight map[uint16]*request
 	fids     map[uint32]struct{}
-	engine   *engine // nil before the first Tversion and after Close
-	lost     int     // names the server keeps for nothing: of Tunlinkat that failed
+	readers  map[uint32]ResidentFile // fids that have been read
+	engine   *engine                 // nil before the first Tversion and after Close
+	lost     int                     // names the server keeps for nothing: of Tunlinkat that failed
 	msize    uint32
 }
 
@@ -107,6 +108,7 @@ func NewSession(cfg Config) *Session {
 		cfg:      cfg.withDefaults(),
 		inflight: make(map[uint16]*request),
 		fids:     make(map[uint32]struct{}),
+		readers:  make(map[uint32]ResidentFile),
 	}
 	s.idle.L = &s.mu
 	s.msize = s.cfg.MaxMsize
@@ -193,6 +195,9 @@ func (s *Session) admit(r *request, size, readable int64) error {
 	if err := s.clamp(r); err != nil {
 		return err
 	}
+	if r.typ == tread && s.readResident(r) {
+		return nil
+	}
 	return s.start(r)
 }
 
@@ -242,6 +247,11 @@ func (s *Session) start(r *request) error {
 	}
 	for s.mustWait(&r.message) {
 		s.idle.Wait()
+	}
+	for i, fid := range r.fids[:r.nfids] {
+		if r.changesFID(i) || r.typ == tremove {
+			delete(s.readers, fid)
+		}
 	}
 	var taken bool
 	if r.newFID {
@@ -361,6 +371,7 @@ func (s *Session) stop() {
 	e := s.engine
 	s.engine = nil
 	clear(s.fids)
+	clear(s.readers)
 	s.lost = 0
 	s.msize = s.cfg.MaxMsize
 	s.mu.Unlock()

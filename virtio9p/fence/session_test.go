@@ -475,7 +475,7 @@ func FuzzSession(f *testing.F) {
 		var a p9.Attacher = fs
 		inPlace := len(b)%2 == 1
 		if inPlace {
-			a = &vectorFS{fakeFS: fs, data: make([]byte, 1000)}
+			a = &vectorFS{fakeFS: fs, data: make([]byte, 1000), resident: len(b)%4 == 1}
 		}
 		s := NewSession(Config{Attacher: a, MaxFIDs: 16})
 		var calls []*call
