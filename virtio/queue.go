@@ -278,9 +278,12 @@ func (q *Queue) Wait() bool {
 		if q.ready() {
 			return true
 		}
-		// Whoever is ready to run goes first: the kernel does not give our
-		// processor to them before it notices that we sleep.
-		runtime.Gosched()
+		// Whoever is ready to serve a chain goes first: the kernel does not
+		// give our processor to them before it notices that we sleep. With
+		// nobody there it would only wake a thread up to find that out.
+		if q.serving() {
+			runtime.Gosched()
+		}
 		q.arm()
 		if q.ready() {
 			q.disarm()
@@ -295,6 +298,13 @@ func (q *Queue) Wait() bool {
 		q.disarm()
 	}
 	return false
+}
+
+// serving reports whether there are chains that were not pushed yet.
+func (q *Queue) serving() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.usedIdx != q.nextAvail
 }
 
 func (q *Queue) ready() bool { return len(q.resubmit) > 0 || q.availIdx.Load() != q.nextAvail }
