@@ -78,6 +78,11 @@ func (q *Queue) walk(c *DescriptorChain, head uint16) error {
 	readable := 0 // segments before the first writable one
 	var readBytes, writeBytes uint64
 	var wflag uint16
+	// Buffers that lie one behind the other, as those of large pages do,
+	// become one segment: the used bytes of run, up to the address end.
+	var run []byte
+	var used int
+	var end uint64
 	for count := 0; ; {
 		d := table[descSize*idx:][:descSize]
 		addr := binary.LittleEndian.Uint64(d)
@@ -108,7 +113,9 @@ func (q *Queue) walk(c *DescriptorChain, head uint16) error {
 		if flags&descWrite < wflag {
 			return errChainOrder
 		}
-		wflag = flags & descWrite
+		if wflag != flags&descWrite {
+			wflag, run, used = descWrite, nil, 0 // the first writable one
+		}
 		if addr+n < addr {
 			return ErrOutOfRange
 		}
@@ -121,16 +128,21 @@ func (q *Queue) walk(c *DescriptorChain, head uint16) error {
 			readBytes += n
 		}
 		for n > 0 { // a buffer may cross into an adjacent region
-			b := q.mem.find(addr)
-			if b == nil {
-				return ErrOutOfRange
+			if addr == end && used < len(run) {
+				m := min(n, uint64(len(run)-used))
+				used += int(m)
+				segs[len(segs)-1] = run[:used:used]
+				addr, n = addr+m, n-m
+			} else {
+				if run = q.mem.find(addr); run == nil {
+					return ErrOutOfRange
+				}
+				m := min(n, uint64(len(run)))
+				used = int(m)
+				segs = append(segs, run[:used:used])
+				addr, n = addr+m, n-m
 			}
-			if uint64(len(b)) > n {
-				b = b[:n:n]
-			}
-			segs = append(segs, b)
-			addr += uint64(len(b))
-			n -= uint64(len(b))
+			end = addr
 		}
 		if wflag == 0 {
 			readable = len(segs)

@@ -775,3 +775,55 @@ func TestResume(t *testing.T) {
 		t.Errorf("tracked %v, want %v", tr.log, want)
 	}
 }
+
+// Buffers that lie one behind the other are one piece, but what may be read
+// and what may be written stay apart.
+func TestAdjacentBuffers(t *testing.T) {
+	g := newRig(t, 16, allRing)
+	addr, mem := g.Alloc(4096, 4096)
+	for i := range mem {
+		mem[i] = byte(i / 100)
+	}
+	at := func(off, n int, write bool) virtiotest.Buf {
+		return virtiotest.Buf{Addr: addr + uint64(off), Len: uint32(n), Write: write}
+	}
+	if _, err := g.r.Add(at(0, 100, false), at(100, 100, false), at(300, 50, false), at(350, 50, true), at(400, 100, true), at(600, 1, true), at(601, 99, true)); err != nil {
+		t.Fatal(err)
+	}
+	g.r.Publish()
+	c := g.next(t)
+	r, w := c.Reader(), c.Writer()
+	sizes := func(bufs [][]byte, err error) (n []int) {
+		if err != nil {
+			t.Error(err)
+		}
+		for _, b := range bufs {
+			n = append(n, len(b))
+			if cap(b) != len(b) {
+				t.Errorf("a piece of %d bytes has %d more behind it", len(b), cap(b)-len(b))
+			}
+		}
+		return n
+	}
+	b := make([]byte, 10)
+	if n, err := r.Read(b); n != 10 || err != nil || !bytes.Equal(b, mem[:10]) {
+		t.Errorf("%d bytes, %v, %v", n, b, err)
+	}
+	if got := fmt.Sprint(sizes(r.Buffers(240, nil))); got != "[190 50]" {
+		t.Errorf("readable: %v", got)
+	}
+	status, err := w.SplitLast(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(sizes(w.Buffers(249, nil))); got != "[150 99]" {
+		t.Errorf("writable: %v", got)
+	}
+	if _, err := status.Write([]byte{0xee}); err != nil || mem[699] != 0xee || mem[698] == 0xee || mem[700] == 0xee {
+		t.Errorf("status: %v, %v", err, mem[698:701])
+	}
+	g.q.Push(c)
+	if _, n, ok := g.r.Used(); !ok || n != 250 {
+		t.Errorf("%d bytes written, %v", n, ok)
+	}
+}
