@@ -6,7 +6,6 @@ import (
 	"io"
 	"math"
 	"sync"
-	"sync/atomic"
 
 	"github.com/hugelgupf/p9/p9"
 	"golang.org/x/sys/unix"
@@ -33,7 +32,7 @@ type file struct {
 	io  *handle // the file, opened; nil before
 	dir dirStream
 
-	resident atomic.Uint32 // how to read what is in memory
+	resident int // how to read what is in memory
 }
 
 // Ways to read what is in memory.
@@ -248,28 +247,29 @@ func (f *file) ReadvAt(bufs [][]byte, off int64) (int, error) {
 	return retry(func() (int, error) { return unix.Preadv(fd, bufs[:min(len(bufs), maxPieces)], off) })
 }
 
-// ReadvResident is ReadvAt, of all of bufs, unless that would wait for a disk.
-// What is read may have been filled in part if it is false.
+// ReadvResident is ReadvAt of all of bufs, unless that would wait for a disk;
+// if it is false, bufs may have been filled in part.
 func (f *file) ReadvResident(bufs [][]byte, off int64) bool {
-	fd, err := f.opened()
-	if err != nil || len(bufs) > maxPieces {
+	f.mu.Lock() // the descriptor stays open
+	defer f.mu.Unlock()
+	if f.io == nil || len(bufs) > maxPieces {
 		return false
 	}
-	want := 0
+	fd, want := f.io.fd, 0
 	for _, b := range bufs {
 		want += len(b)
 	}
 	var n int
-	switch f.resident.Load() {
+	var err error
+	switch f.resident {
 	case residentNoWait:
 		n, err = unix.Preadv2(fd, bufs, off, unix.RWF_NOWAIT)
 		if err == unix.EOPNOTSUPP {
-			way := uint32(residentNever)
 			var st unix.Statfs_t
+			f.resident = residentNever
 			if unix.Fstatfs(fd, &st) == nil && st.Type == unix.TMPFS_MAGIC {
-				way = residentAlways
+				f.resident = residentAlways
 			}
-			f.resident.Store(way)
 			return false
 		}
 	case residentAlways:

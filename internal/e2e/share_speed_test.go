@@ -218,10 +218,12 @@ func TestLongShareSpeed(t *testing.T) {
 		options, test string
 		size          int
 	}{
+		{"msize=131072,cache=none", "read", mib}, // Linux's default
 		{"msize=512000,cache=none", "read", mib},
 		{"msize=512000,cache=loose", "read", mib},
 		{"msize=512000,cache=none", "find", folders},
-		{"msize=512000,cache=none", "find-ls", folders},
+		// A tenth of the files: a stat is three requests, each of which takes milliseconds in the sandbox.
+		{"msize=512000,cache=none", "find-ls", folders / 10},
 	} {
 		var sums [2]time.Duration
 		var ratios []float64
@@ -240,7 +242,7 @@ func TestLongShareSpeed(t *testing.T) {
 			ratios = append(ratios, took[1].Seconds()/took[0].Seconds())
 		}
 		slices.Sort(ratios)
-		fmt.Fprintf(&table, "| %s | %s | %.2f | %.2f | **%.2f** | %.2f–%.2f |\n", c.options, c.test, sums[0].Seconds(), sums[1].Seconds(),
+		fmt.Fprintf(&table, "| %s | %s | %.1f | %.1f | **%.2f** | %.2f–%.2f |\n", c.options, c.test, sums[0].Seconds(), sums[1].Seconds(),
 			ratios[parts/2], ratios[parts/4], ratios[parts*3/4])
 		t.Log("\n" + table.String())
 	}

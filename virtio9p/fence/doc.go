@@ -35,6 +35,9 @@
 //     newly allocated for: between a [VectorFile] and a [Spans] exchange they go
 //     straight. The server still decides whether a fid may be read or written;
 //     of a Tread or Twrite it is given the tag for an offset, and no data.
+//     A [ResidentFile] it has let be read is read without it from then on.
+//   - Files without an iounit would be read and written by msize - 24 bytes,
+//     across the borders of pages: they get the whole pages of a message.
 //   - EPERM would become EACCES and ENOTEMPTY EEXIST: errors keep their number.
 //
 // Known and not fenced off: until the next Tversion a session keeps some 200
