@@ -265,6 +265,22 @@ func (w *ChainWriter) Buffers(n int, dst [][]byte) ([][]byte, error) {
 	return dst, err
 }
 
+// Wrote consumes the next n bytes and counts them as written: they are in
+// their place, put there through the Buffers of a copy of w. With fewer than n
+// bytes left it returns ErrShort and consumes nothing.
+func (w *ChainWriter) Wrote(n int) error {
+	if n < 0 || n > w.s.left {
+		return ErrShort
+	}
+	w.done += n
+	for n > 0 {
+		m := len(w.s.front(n))
+		w.s.skip(m)
+		n -= m
+	}
+	return nil
+}
+
 // Unwrite takes back the claim that the last n bytes got by Buffers were
 // written. They stay consumed, so nothing may be written behind them except
 // by the writer SplitLast returned.

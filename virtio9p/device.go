@@ -119,12 +119,18 @@ func (d *Device) Reset() {}
 
 // ServeQueue serves one session: a fresh 9P server, which ends, with every
 // request answered and every file closed, before ServeQueue returns.
-func (d *Device) ServeQueue(i int, q *virtio.Queue) error {
+func (d *Device) ServeQueue(i int, q *virtio.Queue) (err error) {
 	if i != 0 {
 		return fmt.Errorf("virtio9p: there is no queue %d", i)
 	}
 	s := fence.NewSession(d.fence)
-	defer s.Close()
+	v := &serving{d: d, q: q}
+	defer func() { // also of a fault in here
+		s.Close()
+		if fault := v.fault.Load(); fault != nil {
+			err = *fault
+		}
+	}()
 	for q.Wait() {
 		for {
 			c, err := q.Next()
@@ -135,16 +141,33 @@ func (d *Device) ServeQueue(i int, q *virtio.Queue) error {
 				break
 			}
 			r, w := c.Reader(), c.Writer()
-			s.Submit(&exchange{d: d, q: q, c: c, r: r, w: w}, r.Len(), w.Len())
+			s.Submit(&exchange{v: v, c: c, r: r, w: w}, r.Len(), w.Len())
 		}
 	}
 	return nil
 }
 
+// serving is what the chains of a queue have in common.
+type serving struct {
+	d     *Device
+	q     *virtio.Queue
+	fault atomic.Pointer[error] // guest memory was gone
+}
+
+// guard calls f, which touches guest memory, in any goroutine.
+func (v *serving) guard(f func() error) error {
+	err := virtio.CatchFault(f)
+	if errors.Is(err, virtio.ErrFault) {
+		fault := err // err itself would be allocated for each call
+		v.fault.CompareAndSwap(nil, &fault)
+		v.q.Stop()
+	}
+	return err
+}
+
 // exchange is a chain as the session sees it.
 type exchange struct {
-	d *Device
-	q *virtio.Queue
+	v *serving
 	c *virtio.DescriptorChain
 	r *virtio.ChainReader
 	w *virtio.ChainWriter
@@ -152,53 +175,53 @@ type exchange struct {
 
 var _ fence.Spans = (*exchange)(nil)
 
-func (x *exchange) Read(p []byte) (int, error) {
-	n, err := x.r.Read(p)
-	x.d.requestBytes.Add(uint64(n))
+func (x *exchange) Read(p []byte) (n int, err error) {
+	err = x.v.guard(func() (err error) {
+		n, err = x.r.Read(p)
+		return err
+	})
+	x.v.d.requestBytes.Add(uint64(n))
 	return n, err
 }
 
-func (x *exchange) Write(p []byte) (int, error) {
-	n, err := x.w.Write(p)
-	x.d.replyBytes.Add(uint64(n))
+func (x *exchange) Write(p []byte) (n int, err error) {
+	err = x.v.guard(func() (err error) {
+		n, err = x.w.Write(p)
+		return err
+	})
+	x.v.d.replyBytes.Add(uint64(n))
 	return n, err
 }
 
 func (x *exchange) Readable(n int, dst [][]byte) ([][]byte, error) {
 	dst, err := x.r.Buffers(n, dst)
 	if err == nil {
-		x.d.requestBytes.Add(uint64(n))
+		x.v.d.requestBytes.Add(uint64(n))
 	}
 	return dst, err
 }
 
-func (x *exchange) Writable(n int, dst [][]byte) ([][]byte, error) {
-	dst, err := x.w.Buffers(n, dst)
-	if err == nil {
-		x.d.replyBytes.Add(uint64(n))
-	}
-	return dst, err
-}
-
-func (x *exchange) Peek(skip, n int, dst [][]byte) ([][]byte, error) {
+func (x *exchange) Writable(skip, n int, dst [][]byte) ([][]byte, error) {
 	w := *x.w
-	start := len(dst)
-	dst, err := w.Buffers(skip, dst)
-	if err != nil {
-		return dst[:start], err
+	if err := w.Wrote(skip); err != nil {
+		return dst, err
 	}
-	return w.Buffers(n, dst[:start])
+	return w.Buffers(n, dst)
 }
 
-func (x *exchange) Unwrite(n int) {
-	x.w.Unwrite(n)
-	x.d.replyBytes.Add(-uint64(n))
+func (x *exchange) Wrote(n int) {
+	if x.w.Wrote(n) == nil {
+		x.v.d.replyBytes.Add(uint64(n))
+	}
 }
 
 // Done returns the chain. Replies come one by one from different goroutines,
 // so each notifies by itself; EVENT_IDX keeps that cheap.
 func (x *exchange) Done() {
-	x.d.requests.Add(1)
-	x.q.Push(x.c)
-	x.q.Notify()
+	x.v.d.requests.Add(1)
+	x.v.guard(func() error {
+		x.v.q.Push(x.c)
+		x.v.q.Notify()
+		return nil
+	})
 }

@@ -16,14 +16,11 @@ type Spans interface {
 	// Readable appends the next n bytes of the T-message to dst, without
 	// copying them, and consumes them.
 	Readable(n int, dst [][]byte) ([][]byte, error)
-	// Writable appends room for the next n bytes of the reply to dst and
-	// consumes it; it counts as written.
-	Writable(n int, dst [][]byte) ([][]byte, error)
-	// Peek appends the room for the n bytes of the reply that follow the next
-	// skip bytes to dst, and consumes nothing.
-	Peek(skip, n int, dst [][]byte) ([][]byte, error)
-	// Unwrite takes back the claim that the last n bytes were written.
-	Unwrite(n int)
+	// Writable appends the room for the n bytes of the reply that follow the
+	// next skip bytes to dst. It consumes nothing.
+	Writable(skip, n int, dst [][]byte) ([][]byte, error)
+	// Wrote says that the next n bytes of the reply are in their room.
+	Wrote(n int)
 }
 
 // VectorFile is what a p9.File may have so that its contents go from the file
@@ -91,23 +88,30 @@ func (s *Session) readResident(r *request) bool {
 		return false
 	}
 	list := lists.Get().(*[][]byte)
-	bufs, err := x.Peek(payloadHdr, r.count, (*list)[:0])
-	defer func() {
-		clear(bufs)
-		*list = bufs[:0]
-		lists.Put(list)
-	}()
+	bufs, err := x.Writable(payloadHdr, r.count, (*list)[:0])
+	defer giveBack(list, &bufs)
 	if err != nil || !v.ReadvResident(bufs, r.off) {
 		return false
 	}
-	var b [payloadHdr]byte
-	putHeader(b[:], payloadHdr+r.count, rread, r.tag)
-	binary.LittleEndian.PutUint32(b[headerLen:], uint32(r.count))
-	x.Write(b[:])
-	clear(bufs)
-	bufs, _ = x.Writable(r.count, bufs[:0])
+	r.wrote(x, r.count)
 	x.Done()
 	return true
+}
+
+// wrote makes an Rread of n bytes that are in their place.
+func (r *request) wrote(x Spans, n int) {
+	var b [payloadHdr]byte
+	putHeader(b[:], payloadHdr+n, rread, r.tag)
+	binary.LittleEndian.PutUint32(b[headerLen:], uint32(n))
+	x.Write(b[:])
+	x.Wrote(n)
+}
+
+// giveBack returns a list to the pool, which must not keep what was in it.
+func giveBack(list, used *[][]byte) {
+	clear(*used)
+	*list = (*used)[:0]
+	lists.Put(list)
 }
 
 func (r *request) readInPlace(file p9.File) bool {
@@ -117,35 +121,24 @@ func (r *request) readInPlace(file p9.File) bool {
 		return false
 	}
 	list := lists.Get().(*[][]byte)
-	bufs, err := x.Writable(payloadHdr, (*list)[:0])
+	bufs, err := x.Writable(payloadHdr, r.count, (*list)[:0])
+	defer giveBack(list, &bufs)
 	if err != nil {
-		return false
-	}
-	heads := len(bufs)
-	if bufs, err = x.Writable(r.count, bufs); err != nil {
-		r.count = 0 // clamp has seen to it that this does not happen
+		return false // clamp has seen to it that this does not happen
 	}
 	r.answered = true
 	n, err := 0, error(linux.EFAULT) // what a panic leaves
 	defer func() {
-		var b [payloadHdr]byte
-		if n == 0 && err != nil && !errors.Is(err, io.EOF) {
-			putHeader(b[:], rlerrorLen, rlerror, r.tag)
-			binary.LittleEndian.PutUint32(b[headerLen:], uint32(linux.ExtractErrno(exact(err))))
-		} else {
-			putHeader(b[:], payloadHdr+n, rread, r.tag)
-			binary.LittleEndian.PutUint32(b[headerLen:], uint32(n))
+		if n > 0 || err == nil || errors.Is(err, io.EOF) {
+			r.wrote(x, n)
+			return
 		}
-		x.Unwrite(r.count - n)
-		at := 0
-		for _, h := range bufs[:heads] {
-			at += copy(h, b[at:])
-		}
-		clear(bufs)
-		*list = bufs[:0]
-		lists.Put(list)
+		var b [rlerrorLen]byte
+		putHeader(b[:], rlerrorLen, rlerror, r.tag)
+		binary.LittleEndian.PutUint32(b[headerLen:], uint32(linux.ExtractErrno(exact(err))))
+		x.Write(b[:])
 	}()
-	n, err = v.ReadvAt(bufs[heads:], r.off)
+	n, err = v.ReadvAt(bufs, r.off)
 	n = max(0, min(n, r.count))
 	return true
 }
@@ -168,11 +161,7 @@ func (f exactFile) WriteAt(_ []byte, token int64) (int, error) {
 	}
 	list := lists.Get().(*[][]byte)
 	bufs, err := x.Readable(r.count, (*list)[:0])
-	defer func() {
-		clear(bufs)
-		*list = bufs[:0]
-		lists.Put(list)
-	}()
+	defer giveBack(list, &bufs)
 	if err != nil {
 		return 0, linux.EIO
 	}

@@ -94,8 +94,9 @@ func (f *vectorFile) WritevAt(bufs [][]byte, off int64) (int, error) {
 // spanCall is a call whose memory can be had in pieces of a few bytes.
 type spanCall struct {
 	call
-	memory []byte // of the reply
-	taken  int
+	memory  []byte // of the reply
+	taken   int
+	offered int // the end of what could be written to
 }
 
 func (c *spanCall) span(b []byte, dst [][]byte) [][]byte {
@@ -116,38 +117,29 @@ func (c *spanCall) Readable(n int, dst [][]byte) ([][]byte, error) {
 	return dst, nil
 }
 
-func (c *spanCall) Writable(n int, dst [][]byte) ([][]byte, error) {
-	if c.taken+n > c.room {
-		return dst, io.ErrShortWrite
-	}
-	dst = c.span(c.memory[c.taken:c.taken+n], dst)
-	c.taken += n
-	c.reply = c.memory[:c.taken]
-	return dst, nil
-}
-
-func (c *spanCall) Peek(skip, n int, dst [][]byte) ([][]byte, error) {
+func (c *spanCall) Writable(skip, n int, dst [][]byte) ([][]byte, error) {
 	if c.taken+skip+n > c.room {
 		return dst, io.ErrShortWrite
 	}
-	return c.span(c.memory[c.taken+skip:c.taken+skip+n], dst), nil
+	c.offered = c.taken + skip + n
+	return c.span(c.memory[c.taken+skip:c.offered], dst), nil
 }
 
-func (c *spanCall) Write(p []byte) (int, error) {
+func (c *spanCall) Wrote(n int) {
 	if c.dones.Load() > 0 {
 		c.t.Error("written to after Done")
 	}
-	dst, err := c.Writable(len(p), nil)
-	if err != nil {
-		c.t.Errorf("%d bytes more than there is room for", len(p))
+	if c.taken += n; c.taken > c.room {
+		c.t.Errorf("a reply of %d bytes where there is room for %d", c.taken, c.room)
 	}
-	for _, b := range dst {
-		p = p[copy(b, p):]
-	}
-	return len(p), err
+	c.reply = c.memory[:c.taken]
 }
 
-func (c *spanCall) Unwrite(n int) { c.reply = c.reply[:len(c.reply)-n] }
+func (c *spanCall) Write(p []byte) (int, error) {
+	n := copy(c.memory[c.taken:], p)
+	c.Wrote(len(p))
+	return n, nil
+}
 
 // Contents go to and from the client's memory without the server in between;
 // what it is told is exact, whatever the file does.
@@ -227,7 +219,7 @@ func spanSession(t *testing.T, fs *vectorFS) (do func(msg []byte, room int) wire
 		c := &spanCall{call: call{t: t, msg: bytes.Clone(msg), room: room, done: make(chan struct{})}, memory: bytes.Repeat([]byte{0xee}, room)}
 		s.Submit(c, len(msg), room)
 		r := c.wait()
-		if rest := c.memory[max(len(c.reply), c.taken):]; len(bytes.Trim(rest, "\xee")) > 0 {
+		if rest := c.memory[max(c.taken, c.offered):]; len(bytes.Trim(rest, "\xee")) > 0 {
 			t.Error("memory behind the room was written to")
 		}
 		return r
