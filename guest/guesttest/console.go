@@ -75,7 +75,9 @@ func (c *Console) WaitFor(ctx context.Context, text string) error {
 }
 
 // WaitForMatch waits for a regular expression and returns the match with its
-// groups.
+// groups. It is tried whenever something has come, which may end in the middle
+// of a word: after a part of no certain length it should ask for what comes
+// next, as in `took (\d+)\s`.
 func (c *Console) WaitForMatch(ctx context.Context, re *regexp.Regexp) ([]string, error) {
 	for {
 		c.mu.Lock()

@@ -247,7 +247,7 @@ func TestHarnessStart(t *testing.T) {
 	if err := m.Console().Send("harness"); err != nil {
 		t.Error(err)
 	}
-	groups, err := m.Console().WaitForMatch(ctx, regexp.MustCompile(`hello (\w+) (\d+)`))
+	groups, err := m.Console().WaitForMatch(ctx, regexp.MustCompile(`hello (\w+) (\d+)\s`))
 	if err != nil || groups[1] != "harness" || groups[2] != "42" {
 		t.Errorf("%q, %v", groups, err)
 	}
