@@ -827,3 +827,35 @@ func TestAdjacentBuffers(t *testing.T) {
 		t.Errorf("%d bytes written, %v", n, ok)
 	}
 }
+
+// What was put into its place through a copy of the writer is counted by the
+// writer itself.
+func TestWrote(t *testing.T) {
+	g := newRig(t, 16, allRing)
+	if _, err := g.r.Add(g.buf(10, true), g.buf(100, true), g.buf(7, true)); err != nil {
+		t.Fatal(err)
+	}
+	g.r.Publish()
+	c := g.next(t)
+	w := c.Writer()
+	ahead := *w
+	if err := ahead.Wrote(12); err != nil {
+		t.Fatal(err)
+	}
+	bufs, err := ahead.Buffers(100, nil)
+	if err != nil || len(bufs) == 0 || w.Len() != 117 || w.Written() != 0 {
+		t.Fatalf("%d pieces, %v; %d left, %d written", len(bufs), err, w.Len(), w.Written())
+	}
+	for _, n := range []int{-1, 118} {
+		if err := w.Wrote(n); !errors.Is(err, virtio.ErrShort) {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
+	if err := errors.Join(w.Wrote(12), w.Wrote(100)); err != nil || w.Len() != 5 {
+		t.Errorf("%v, %d left", err, w.Len())
+	}
+	g.q.Push(c)
+	if _, n, _ := g.r.Used(); n != 112 {
+		t.Errorf("%d bytes written", n)
+	}
+}
