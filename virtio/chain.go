@@ -128,20 +128,16 @@ func (q *Queue) walk(c *DescriptorChain, head uint16) error {
 			readBytes += n
 		}
 		for n > 0 { // a buffer may cross into an adjacent region
-			if addr == end && used < len(run) {
-				m := min(n, uint64(len(run)-used))
-				used += int(m)
-				segs[len(segs)-1] = run[:used:used]
-				addr, n = addr+m, n-m
-			} else {
+			if addr != end || used == len(run) {
 				if run = q.mem.find(addr); run == nil {
 					return ErrOutOfRange
 				}
-				m := min(n, uint64(len(run)))
-				used = int(m)
-				segs = append(segs, run[:used:used])
-				addr, n = addr+m, n-m
+				segs, used = append(segs, nil), 0
 			}
+			m := min(n, uint64(len(run)-used))
+			used += int(m)
+			segs[len(segs)-1] = run[:used:used]
+			addr, n = addr+m, n-m
 			end = addr
 		}
 		if wflag == 0 {
@@ -177,12 +173,13 @@ func (s *stream) front(n int) []byte {
 	return b
 }
 
-// skip moves on by n bytes of the current buffer.
+// skip moves on by n bytes, at most left.
 func (s *stream) skip(n int) {
 	s.off += n
 	s.left -= n
-	if s.off == len(s.segs[0]) {
-		s.segs, s.off = s.segs[1:], 0
+	for len(s.segs) > 0 && s.off >= len(s.segs[0]) {
+		s.off -= len(s.segs[0])
+		s.segs = s.segs[1:]
 	}
 }
 
@@ -273,11 +270,7 @@ func (w *ChainWriter) Wrote(n int) error {
 		return ErrShort
 	}
 	w.done += n
-	for n > 0 {
-		m := len(w.s.front(n))
-		w.s.skip(m)
-		n -= m
-	}
+	w.s.skip(n)
 	return nil
 }
 

@@ -164,10 +164,7 @@ func (e *engine) begin() {
 	case r.answered:
 		e.s.finish(r, e.rtype)
 	case size > r.room || size > int(e.s.cfg.MaxMsize):
-		var b [rlerrorLen]byte
-		putHeader(b[:], rlerrorLen, rlerror, tag)
-		binary.LittleEndian.PutUint32(b[headerLen:], uint32(linux.EMSGSIZE))
-		r.x.Write(b[:])
+		r.failed(linux.EMSGSIZE)
 		e.s.finish(r, rlerror)
 	default:
 		r.x.Write(e.rhdr[:])

@@ -15,8 +15,8 @@ func (a exactAttacher) Attach() (p9.File, error) {
 	return wrap(a.s, f), exact(err)
 }
 
-// exactFile passes everything on to File, and its errors through exact; of
-// ReadAt and WriteAt see inplace.go.
+// exactFile passes everything on to File, and its errors through exact; what
+// is opened has an iounit, and of ReadAt and WriteAt see inplace.go.
 type exactFile struct {
 	p9.File
 	s *Session

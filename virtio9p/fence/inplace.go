@@ -131,12 +131,9 @@ func (r *request) readInPlace(file p9.File) bool {
 	defer func() {
 		if n > 0 || err == nil || errors.Is(err, io.EOF) {
 			r.wrote(x, n)
-			return
+		} else {
+			r.failed(err)
 		}
-		var b [rlerrorLen]byte
-		putHeader(b[:], rlerrorLen, rlerror, r.tag)
-		binary.LittleEndian.PutUint32(b[headerLen:], uint32(linux.ExtractErrno(exact(err))))
-		x.Write(b[:])
 	}()
 	n, err = v.ReadvAt(bufs, r.off)
 	n = max(0, min(n, r.count))

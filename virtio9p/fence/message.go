@@ -181,7 +181,7 @@ func (m *message) alone() bool {
 // changesFID reports whether m changes the state of fid i of its fids.
 func (m *message) changesFID(i int) bool {
 	switch m.typ {
-	case tlopen, tlcreate, tclunk:
+	case tlopen, tlcreate, tclunk, tremove:
 		return true
 	}
 	return m.newFID && i == m.nfids-1

@@ -249,7 +249,7 @@ func (s *Session) start(r *request) error {
 		s.idle.Wait()
 	}
 	for i, fid := range r.fids[:r.nfids] {
-		if r.changesFID(i) || r.typ == tremove {
+		if r.changesFID(i) {
 			delete(s.readers, fid)
 		}
 	}
@@ -434,6 +434,14 @@ func (s *Session) finish(r *request, typ uint8) {
 	s.mu.Unlock()
 }
 
+// failed writes an Rlerror.
+func (r *request) failed(err error) {
+	var b [rlerrorLen]byte
+	putHeader(b[:], rlerrorLen, rlerror, r.tag)
+	binary.LittleEndian.PutUint32(b[headerLen:], uint32(linux.ExtractErrno(exact(err))))
+	r.x.Write(b[:])
+}
+
 // abandon answers everything in flight with EIO: the server has gone.
 func (s *Session) abandon() {
 	s.mu.Lock()
@@ -445,10 +453,7 @@ func (s *Session) abandon() {
 	}
 	s.mu.Unlock()
 	for _, r := range left {
-		var b [rlerrorLen]byte
-		putHeader(b[:], rlerrorLen, rlerror, r.tag)
-		binary.LittleEndian.PutUint32(b[headerLen:], uint32(linux.EIO))
-		r.x.Write(b[:])
+		r.failed(linux.EIO)
 		s.finish(r, rlerror)
 	}
 }
