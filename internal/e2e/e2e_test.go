@@ -72,7 +72,11 @@ func (r result) String() string {
 
 // command prepares a moovm process in dir.
 func command(ctx context.Context, dir string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, moovmBin, args...)
+	return program(ctx, dir, moovmBin, args...)
+}
+
+func program(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
@@ -248,8 +252,13 @@ type console struct {
 // start runs moovm with its console on pipes.
 func start(t *testing.T, dir string, args ...string) *console {
 	t.Helper()
+	return startProgram(t, dir, moovmBin, args...)
+}
+
+func startProgram(t *testing.T, dir, name string, args ...string) *console {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	c := &console{t: t, cmd: command(ctx, dir, args...), done: make(chan error, 1), more: make(chan struct{}, 1)}
+	c := &console{t: t, cmd: program(ctx, dir, name, args...), done: make(chan error, 1), more: make(chan struct{}, 1)}
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)

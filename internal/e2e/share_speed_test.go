@@ -3,10 +3,8 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -205,9 +203,9 @@ func TestLongShareSpeed(t *testing.T) {
 	}
 	vmlinux := writeTo(t, filepath.Join(dir, "vmlinux"), k)
 	initrd := writeTo(t, filepath.Join(dir, "initrd"), &guest.Initramfs{Init: self, Modules: need})
-	ours := startSpeedGuest(t, moovmBin, "run", "--accel", "kvm", "--kernel", vmlinux, "--initrd", initrd, "--memory", "512M",
+	ours := startSpeedGuest(t, dir, moovmBin, "run", "--accel", "kvm", "--kernel", vmlinux, "--initrd", initrd, "--memory", "512M",
 		"--share", "speed="+share, "--no-9p", "--console", "-")
-	theirs := startSpeedGuest(t, qemu, "-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-display", "none", "-no-reboot",
+	theirs := startSpeedGuest(t, dir, qemu, "-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-display", "none", "-no-reboot",
 		"-serial", "stdio", "-kernel", vmlinux, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 pci=noearly quiet",
 		"-fsdev", "local,id=s,path="+share+",security_model=none,readonly=on", "-device", "virtio-9p-pci,fsdev=s,mount_tag=speed")
 
@@ -232,9 +230,9 @@ func TestLongShareSpeed(t *testing.T) {
 			var took [2]time.Duration
 			for i := range took {
 				if who := (part + i) % 2; who == 0 {
-					took[0] = ours.run(t, line)
+					took[0] = speedMeasure(ours, line)
 				} else {
-					took[1] = theirs.run(t, line)
+					took[1] = speedMeasure(theirs, line)
 				}
 			}
 			sums[0] += took[0]
@@ -246,73 +244,48 @@ func TestLongShareSpeed(t *testing.T) {
 			ratios[parts/2], ratios[parts/4], ratios[parts*3/4])
 		t.Log("\n" + table.String())
 	}
-	ours.end(t)
-	theirs.end(t)
+	speedEnd(ours)
+	speedEnd(theirs)
 }
 
-// speedGuest is a machine whose first process is speedInit.
-type speedGuest struct {
-	cmd *exec.Cmd
-	in  io.Writer
-	out *bufio.Scanner
-	all strings.Builder // everything it said
-}
-
-func startSpeedGuest(t *testing.T, program string, args ...string) *speedGuest {
+// startSpeedGuest starts a machine whose first process is speedInit.
+func startSpeedGuest(t *testing.T, dir, name string, args ...string) *console {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	t.Cleanup(cancel)
-	g := &speedGuest{cmd: exec.CommandContext(ctx, program, args...)}
-	out, err := g.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if g.in, err = g.cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	g.cmd.Stderr = os.Stderr
-	if err := g.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	g.out = bufio.NewScanner(io.TeeReader(out, &g.all))
-	g.line(t, "ready")
-	return g
+	c := startProgram(t, dir, name, args...)
+	speedLine(c, "ready")
+	return c
 }
 
-// line waits for a line of results that begins with a word, and returns the rest.
-func (g *speedGuest) line(t *testing.T, word string) string {
-	t.Helper()
-	for g.out.Scan() {
-		if _, line, ok := strings.Cut(g.out.Text(), speedMark); ok {
-			rest, ok := strings.CutPrefix(strings.TrimSpace(line), word)
-			if !ok {
-				t.Fatalf("%s: %s", g.cmd.Path, line)
-			}
-			return strings.TrimSpace(rest)
-		}
-	}
-	t.Fatalf("%s: the guest has ended:\n%s", g.cmd.Path, g.all.String())
-	return ""
-}
-
-func (g *speedGuest) run(t *testing.T, line string) time.Duration {
-	t.Helper()
-	if _, err := fmt.Fprintln(g.in, line); err != nil {
-		t.Fatal(err)
-	}
-	us, err := strconv.Atoi(g.line(t, "took"))
+// speedMeasure lets the guest do what a line says.
+func speedMeasure(c *console, line string) time.Duration {
+	c.t.Helper()
+	c.send(line)
+	us, err := strconv.Atoi(speedLine(c, "took"))
 	if err != nil || us <= 0 {
-		t.Fatalf("%s: %d µs, %v", g.cmd.Path, us, err)
+		c.t.Fatalf("%s: %d µs, %v", c.cmd.Path, us, err)
 	}
 	return time.Duration(us) * time.Microsecond
 }
 
-func (g *speedGuest) end(t *testing.T) {
-	t.Helper()
-	fmt.Fprintln(g.in, "end")
-	for g.out.Scan() {
+// speedLine waits for the next line of results, which has to begin with a
+// word, and returns the rest.
+func speedLine(c *console, word string) string {
+	c.t.Helper()
+	c.expect(speedMark)
+	begin := c.from
+	c.expect("\n")
+	line := c.output()[begin:c.from]
+	rest, ok := strings.CutPrefix(line, word)
+	if !ok {
+		c.t.Fatalf("%s: %s", c.cmd.Path, line)
 	}
-	if err := g.cmd.Wait(); err != nil {
-		t.Errorf("%s: %v\n%s", g.cmd.Path, err, g.all.String())
+	return strings.TrimSpace(rest)
+}
+
+func speedEnd(c *console) {
+	c.t.Helper()
+	c.send("end")
+	if status := c.wait(); status != 0 {
+		c.t.Errorf("%s: status %d", c.cmd.Path, status)
 	}
 }

@@ -99,6 +99,10 @@ type spanCall struct {
 	offered int // the end of what could be written to
 }
 
+func newSpanCall(t testing.TB, msg []byte, room int) *spanCall {
+	return &spanCall{call: call{t: t, msg: bytes.Clone(msg), room: room, done: make(chan struct{})}, memory: bytes.Repeat([]byte{0xee}, room)}
+}
+
 func (c *spanCall) span(b []byte, dst [][]byte) [][]byte {
 	for len(b) > 0 {
 		n := min(len(b), 5)
@@ -216,7 +220,7 @@ func spanSession(t *testing.T, fs *vectorFS) (do func(msg []byte, room int) wire
 	})
 	return func(msg []byte, room int) wire.Reply {
 		t.Helper()
-		c := &spanCall{call: call{t: t, msg: bytes.Clone(msg), room: room, done: make(chan struct{})}, memory: bytes.Repeat([]byte{0xee}, room)}
+		c := newSpanCall(t, msg, room)
 		s.Submit(c, len(msg), room)
 		r := c.wait()
 		if rest := c.memory[max(c.taken, c.offered):]; len(bytes.Trim(rest, "\xee")) > 0 {

@@ -485,7 +485,7 @@ func FuzzSession(f *testing.F) {
 			msg := b[4 : 4+n]
 			b = b[4+n:]
 			if inPlace {
-				c := &spanCall{call: call{t: t, msg: bytes.Clone(msg), room: room, done: make(chan struct{})}, memory: make([]byte, room)}
+				c := newSpanCall(t, msg, room)
 				s.Submit(c, len(msg), room)
 				calls = append(calls, &c.call)
 				continue
