@@ -287,6 +287,9 @@ func TestResident(t *testing.T) {
 	do(wire.Walk(1, 0, 1, "f"), 200)
 	do(wire.Open(1, 1, 0), 100)
 	want("once more", 0, 5)
+	want("once more, at once", 0, 6)
+	do(wire.Version(8192), 100)
+	want("right after Tversion", linux.EBADF, 6)
 	version()
-	want("after Tversion", linux.EINVAL, 5)
+	want("after Tversion", linux.EINVAL, 6)
 }
