@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/moovm/moovm/internal/host"
 )
 
 const (
@@ -23,13 +25,13 @@ const (
 )
 
 // DefaultKernelCache is the folder of unpacked kernels in the user's cache
-// folder; empty when the user has none.
+// ($MOOVM_CACHE, or moovm in the cache folder); empty when the user has none.
 func DefaultKernelCache() string {
-	dir, err := os.UserCacheDir()
+	dir, err := host.CacheDir()
 	if err != nil {
 		return ""
 	}
-	return filepath.Join(dir, "moovm", "kernels")
+	return filepath.Join(dir, "kernels")
 }
 
 // kernelCacheKey names the unpacked image of a kernel file. The head holds the

@@ -4,13 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/sandbox"
 	"github.com/moovm/moovm/vmm"
 )
@@ -123,7 +123,7 @@ func examine(ctx context.Context) (*diagnosis, error) {
 }
 
 func kernelFinding() finding {
-	path, err := findKernel()
+	path, err := host.Kernel()
 	if err != nil {
 		return finding{Name: "kernel", Found: "none found", Advice: err.Error()}
 	}
@@ -153,13 +153,4 @@ func lowerFirst(s string) string {
 		return s
 	}
 	return strings.ToLower(s[:1]) + s[1:]
-}
-
-// self is the path of the running program, which is also the guests' init.
-func self() (string, error) {
-	path, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("cannot find this program's own file, which becomes the guest's init: %w", err)
-	}
-	return path, nil
 }

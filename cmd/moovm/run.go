@@ -18,6 +18,8 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/internal/confine"
+	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/internal/sandbox"
 	"github.com/moovm/moovm/vmm"
 )
@@ -206,7 +208,7 @@ func (m *machineFlags) open(c *guest.Config) (closeAll func(), err error) {
 		}
 	}
 	if m.kernel == "" {
-		if m.kernel, err = findKernel(); err != nil {
+		if m.kernel, err = host.Kernel(); err != nil {
 			return closeAll, err
 		}
 	}
@@ -273,32 +275,23 @@ func (m *machineFlags) readInitrd() ([]byte, error) {
 	return b, nil
 }
 
-// chooseSandbox decides where the machine runs.
+// chooseSandbox decides where the machine runs, and says so if it is not where
+// one would think.
 func (m *machineFlags) chooseSandbox(ctx context.Context, g *globals) (bool, error) {
-	// A sandbox in a sandbox would only be slower.
-	inside := os.Getenv(sandboxEnv) != ""
-	if m.accel == "sandbox" && !inside {
-		return true, nil
+	place, err := host.Choose(ctx, m.accel, guest.ProbeKVM)
+	var none *host.NoKVMError
+	if errors.As(err, &none) {
+		return false, fmt.Errorf("%s; use --accel sandbox, or see moovm doctor", none.Reason)
 	}
-	probe, err := vmm.Probe(ctx, "")
-	if err != nil {
-		return false, err
+	if err == nil && place.Reason != "" && !g.quiet {
+		fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", place.Reason)
 	}
-	switch {
-	case probe.Usable:
-		return false, nil
-	case m.accel == "kvm" || inside:
-		return false, fmt.Errorf("%s; use --accel sandbox, or see moovm doctor", probe.Reason)
-	}
-	if !g.quiet {
-		fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", probe.Reason)
-	}
-	return true, nil
+	return place.Sandbox, err
 }
 
 // runSandboxed runs this same command line on an emulated host.
 func (m *machineFlags) runSandboxed(ctx context.Context, g *globals, command bool) (int, error) {
-	program, err := self()
+	program, err := reexec.Path()
 	if err != nil {
 		return 0, err
 	}
@@ -308,8 +301,8 @@ func (m *machineFlags) runSandboxed(ctx context.Context, g *globals, command boo
 		Memory: max(sandbox.DefaultMemory, 2*int64(m.memory)+2<<30),
 		Logger: g.logger(),
 	}
-	if c.Kernel, err = findKernel(); err != nil {
-		c.Kernel = m.kernel
+	if c.Kernel, err = host.SandboxKernel(m.kernel); err != nil {
+		return 0, err
 	}
 	for _, f := range m.diskFlags {
 		if !f.readOnly {

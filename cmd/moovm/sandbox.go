@@ -11,6 +11,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/internal/sandbox"
 )
 
@@ -37,7 +39,7 @@ folders given with --writable. The exit status is the command's.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if c.Kernel == "" {
-				k, err := findKernel()
+				k, err := host.Kernel()
 				if err != nil {
 					return err
 				}
@@ -79,13 +81,10 @@ folders given with --writable. The exit status is the command's.`,
 	return cmd
 }
 
-// sandboxEnv is set for commands in the sandbox.
-const sandboxEnv = "MOOVM_SANDBOX"
-
 // runInSandbox fills in what every use of the sandbox has in common: this
 // program as init, this environment and folder, this terminal.
 func runInSandbox(ctx context.Context, c sandbox.Config, args []string) (int, error) {
-	init, err := self()
+	init, err := reexec.Path()
 	if err != nil {
 		return 0, err
 	}
@@ -100,7 +99,7 @@ func runInSandbox(ctx context.Context, c sandbox.Config, args []string) (int, er
 		}
 	}
 	c.Init = init
-	c.Command = guest.Command{Args: args, Env: append(os.Environ(), sandboxEnv+"=1"), Dir: dir}
+	c.Command = guest.Command{Args: args, Env: append(os.Environ(), host.SandboxEnv+"=1"), Dir: dir}
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())) {
 		c.Command.Terminal = true

@@ -15,7 +15,9 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/virtioblk"
 )
 
@@ -88,11 +90,11 @@ func (s *setup) addDisks(c *Config) error {
 	}
 	var extra []string
 	for i, d := range disks {
-		b := &bootDisk{path: filepath.Join(s.tmp, diskName(i)+".cow"), image: d.Image}
+		b := &bootDisk{path: filepath.Join(s.tmp, imagefs.DiskName(i)+".cow"), image: d.Image}
 		if i == 0 && c.Base != "" {
 			b.path = filepath.Join(s.tmp, "root.cow")
 		} else {
-			extra = append(extra, "/dev/"+diskName(i))
+			extra = append(extra, "/dev/"+imagefs.DiskName(i))
 		}
 		var err error
 		if b.cow, err = createDisk(b.path, d.Image, d.Size); err != nil {
@@ -242,7 +244,7 @@ const bootTries = 3
 // runGuest runs a job on this machine's KVM.
 func runGuest(j *job, signals <-chan os.Signal) (int, error) {
 	for try := 1; ; try++ {
-		last := !inSandbox() || try == bootTries
+		last := !host.InSandbox() || try == bootTries
 		status, err := runGuestOnce(j, signals, last)
 		if last || !silentReset(err) {
 			return status, err
@@ -421,7 +423,7 @@ func guestEnviron(env []string, c *Config) []string {
 	for _, e := range env {
 		name, value, _ := strings.Cut(e, "=")
 		switch {
-		case name == jobEnv, name == sandboxEnv, strings.HasPrefix(name, "MOOVM_TEST_"):
+		case name == host.SandboxEnv, strings.HasPrefix(name, "MOOVM_TEST_"):
 			continue
 		case name == "TMPDIR" && (c.Base != "" || c.Root == RootInitramfs || below("/tmp", value)):
 			continue

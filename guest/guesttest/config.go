@@ -3,11 +3,11 @@ package guesttest
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/host"
 )
 
 // Defaults of a Config.
@@ -106,12 +106,12 @@ func (c *Config) setDefaults() error {
 	}
 	if c.BootTimeout == 0 {
 		c.BootTimeout = DefaultBootTimeout
-		if inSandbox() {
+		if host.InSandbox() {
 			c.BootTimeout *= sandboxSlower
 		}
 	}
 	if len(c.Kernels) == 0 {
-		kernels, err := Kernels()
+		kernels, err := host.Kernels()
 		if err != nil {
 			return err
 		}
@@ -122,10 +122,8 @@ func (c *Config) setDefaults() error {
 
 // Check finds what is wrong with the configuration alone.
 func (c *Config) Check() error {
-	switch c.Accel {
-	case "", "auto", "kvm", "sandbox":
-	default:
-		return fmt.Errorf("accel %q: use auto, kvm or sandbox", c.Accel)
+	if err := host.CheckAccel(c.Accel); err != nil {
+		return err
 	}
 	switch c.Root {
 	case "", RootHost, RootInitramfs:
@@ -176,22 +174,10 @@ func (c *Config) absolute() error {
 // Kernels are the kernels to test with when none is named: the list in
 // $MOOVM_KERNEL, separated by colons, or the kernel that `make setup` keeps in
 // the cache.
-func Kernels() ([]string, error) {
-	if list := filepath.SplitList(os.Getenv("MOOVM_KERNEL")); len(list) > 0 {
-		return list, nil
-	}
-	dir := os.Getenv("MOOVM_CACHE")
-	if cache, err := os.UserCacheDir(); dir == "" && err == nil {
-		dir = filepath.Join(cache, "moovm")
-	}
-	if found, _ := filepath.Glob(filepath.Join(dir, "kernel", "current", "boot", "vmlinuz-*")); dir != "" && len(found) > 0 {
-		return found[:1], nil
-	}
-	return nil, ErrNoKernel
-}
+func Kernels() ([]string, error) { return host.Kernels() }
 
 // ErrNoKernel says that no kernel was named and none is in the cache.
-var ErrNoKernel = errors.New("no kernel: name one with --kernel or $MOOVM_KERNEL (Debian: apt-get download linux-image-amd64's package and dpkg -x it; `make setup` does that)")
+var ErrNoKernel = host.ErrNoKernel
 
 // open opens a kernel with its modules. Modules may be nil: a kernel may have
 // all it needs built in.

@@ -157,11 +157,3 @@ func createDisk(path, base string, size int64) (*cowdisk.Disk, error) {
 	}
 	return cowdisk.Open(path, cowdisk.Options{Backing: base})
 }
-
-// diskName is the guest's name of disk i, below /dev.
-func diskName(i int) string {
-	if i < 26 {
-		return "vd" + string(rune('a'+i))
-	}
-	return diskName(i/26-1) + string(rune('a'+i%26))
-}

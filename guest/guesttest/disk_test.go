@@ -3,7 +3,6 @@ package guesttest
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"reflect"
 	"strconv"
@@ -131,13 +130,5 @@ func TestVolatileCache(t *testing.T) {
 	}
 	if lost == 0 || kept == 0 {
 		t.Errorf("%d sectors lost, %d kept: not much of a power cut", lost, kept)
-	}
-}
-
-func TestDiskName(t *testing.T) {
-	for i, want := range map[int]string{0: "vda", 25: "vdz", 26: "vdaa"} {
-		if got := diskName(i); got != want {
-			t.Error(fmt.Sprint(i, got))
-		}
 	}
 }

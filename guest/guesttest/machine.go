@@ -10,16 +10,17 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"testing"
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/reexec"
 )
 
 // Machine is a running guest of a host test. Its methods may be called from
 // any goroutine, but for Reset.
 type Machine struct {
-	t     testing.TB
+	t     TB
 	c     Config
 	s     *setup
 	guest *running
@@ -51,7 +52,7 @@ type running struct {
 //
 // It needs a KVM that works in this process: packages that use it call
 // HostMain in TestMain, which brings one.
-func Start(t testing.TB, c Config) *Machine {
+func Start(t TB, c Config) *Machine {
 	t.Helper()
 	if InGuest() {
 		t.Fatal("guesttest.Start is for host tests, and this one runs in a guest; use guesttest.HostMain in TestMain instead of Main")
@@ -62,16 +63,16 @@ func Start(t testing.TB, c Config) *Machine {
 	if err := c.absolute(); err != nil {
 		t.Fatal(err)
 	}
-	if boxed, reason, err := needSandbox("auto"); err != nil {
+	if place, err := host.Choose(context.Background(), host.AccelAuto, guest.ProbeKVM); err != nil {
 		t.Fatal(err)
-	} else if boxed {
-		t.Fatalf("guesttest.Start: %s; call guesttest.HostMain in TestMain, which runs the test where KVM works", reason)
+	} else if place.Sandbox {
+		t.Fatalf("guesttest.Start: %s; call guesttest.HostMain in TestMain, which runs the test where KVM works", place.Reason)
 	}
 	dir, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, err := os.Executable()
+	self, err := reexec.Path()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +110,7 @@ func (m *Machine) boot() {
 			return
 		}
 		m.end()
-		if !inSandbox() || try == bootTries || !silentReset(err) {
+		if !host.InSandbox() || try == bootTries || !silentReset(err) {
 			if errors.Is(err, guest.ErrNoStart) {
 				err = fmt.Errorf("%w\n%s", err, bootCauses)
 			}

@@ -4,11 +4,30 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"testing"
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/reexec"
 )
+
+// M is *testing.M. Programs that only run test binaries, with Run, do not link
+// package testing with its flags.
+type M interface{ Run() int }
+
+// TB is what Start needs of a testing.TB.
+type TB interface {
+	Cleanup(func())
+	Error(args ...any)
+	Errorf(format string, args ...any)
+	Failed() bool
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Helper()
+	Log(args ...any)
+	Logf(format string, args ...any)
+	Name() string
+}
 
 // Main is for TestMain: it runs the package's tests as root in a guest. On the
 // host it boots a machine in which this same test binary is the init and the
@@ -19,7 +38,7 @@ import (
 //
 // $MOOVM_KERNEL (a list) and $MOOVM_TEST_ARTIFACTS change the configuration
 // from outside.
-func Main(m *testing.M, options ...func(*Config)) {
+func Main(m M, options ...func(*Config)) {
 	Hook()
 	if InGuest() {
 		os.Exit(m.Run())
@@ -31,7 +50,7 @@ func Main(m *testing.M, options ...func(*Config)) {
 	if dir := os.Getenv("MOOVM_TEST_ARTIFACTS"); dir != "" {
 		c.Artifacts = dir
 	}
-	self, err := os.Executable()
+	self, err := reexec.Path()
 	status := guest.StatusCannotRun
 	if err == nil {
 		status, err = Run(context.Background(), c, self, os.Args[1:])
@@ -45,9 +64,9 @@ func Main(m *testing.M, options ...func(*Config)) {
 // HostMain is for the TestMain of packages whose tests boot guests with Start.
 // They run on the host if its KVM works; else the whole test binary runs once
 // more on the sandbox's emulated host, where it does. It does not return.
-func HostMain(m *testing.M) {
+func HostMain(m M) {
 	Hook()
-	if InGuest() || inSandbox() {
+	if InGuest() || host.InSandbox() {
 		os.Exit(m.Run())
 	}
 	status, err := hostMain(m)
@@ -57,8 +76,8 @@ func HostMain(m *testing.M) {
 	os.Exit(status)
 }
 
-func hostMain(m *testing.M) (int, error) {
-	self, err := os.Executable()
+func hostMain(m M) (int, error) {
+	self, err := reexec.Path()
 	if err != nil {
 		return guest.StatusCannotRun, err
 	}
@@ -66,14 +85,14 @@ func hostMain(m *testing.M) (int, error) {
 	if err != nil {
 		return guest.StatusCannotRun, err
 	}
-	if !r.boxed {
+	if !r.place.Sandbox {
 		return m.Run(), nil
 	}
 	return r.run(context.Background(), r.job.Config.Kernels[0], true, func(j *job, box sandboxed) (int, error) {
 		signals, stop := signalsTo()
 		defer stop()
 		return box.Run(agent.Command{
-			Args: append([]string{self}, j.Args...), Env: append(j.Env, sandboxEnv+"=1"), Dir: j.Dir, Merge: j.Merge,
+			Args: append([]string{self}, j.Args...), Env: append(j.Env, host.SandboxEnv+"=1"), Dir: j.Dir, Merge: j.Merge,
 		}, signals)
 	})
 }

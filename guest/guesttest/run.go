@@ -14,16 +14,15 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/internal/sandbox"
-	"github.com/moovm/moovm/vmm"
 )
 
 // Environment of what this package starts.
 const (
-	guestEnv   = "MOOVM_GUEST"      // set in the guest: its kernel's release, or 1
-	disksEnv   = "MOOVM_TEST_DISKS" // in the guest: ExtraDisks
-	sandboxEnv = "MOOVM_SANDBOX"    // on the emulated host
-	jobEnv     = "MOOVM_TEST_JOB"   // on the emulated host: the file with the job
+	guestEnv = "MOOVM_GUEST"      // set in the guest: its kernel's release, or 1
+	disksEnv = "MOOVM_TEST_DISKS" // in the guest: ExtraDisks
 )
 
 // InGuest says whether this process runs in a guest of this package.
@@ -31,8 +30,6 @@ func InGuest() bool { return os.Getenv(guestEnv) != "" }
 
 // ExtraDisks are the device files of Config.Disks, in the guest.
 func ExtraDisks() []string { return strings.Fields(os.Getenv(disksEnv)) }
-
-func inSandbox() bool { return os.Getenv(sandboxEnv) != "" }
 
 // Hook is for programs that run test binaries with Run. It must be the first
 // thing in main: the program is also the init of the guests, and does the work
@@ -42,11 +39,11 @@ func Hook() {
 	if guest.IsInit() {
 		guest.InitMain()
 	}
-	sandbox.ServeIfAsked()
-	if path := os.Getenv(jobEnv); path != "" && inSandbox() {
-		os.Exit(runJobFile(path))
-	}
+	reexec.Do(sandbox.Server(), jobRole())
 }
+
+// jobRole runs the job in the file that it is told, on the emulated host.
+func jobRole() reexec.Role { return reexec.Role{Name: "test-job", Main: runJobFile} }
 
 // job is one test binary in one guest. It travels to the sandbox as JSON.
 type job struct {
@@ -96,9 +93,8 @@ func Run(ctx context.Context, cfg Config, binary string, args []string) (int, er
 
 // runner is what the runs of one call have in common.
 type runner struct {
-	job    job // Args and Env as they were given
-	reason string
-	boxed  bool
+	job   job // Args and Env as they were given
+	place host.Place
 }
 
 func newRunner(cfg Config, binary string, args []string) (*runner, error) {
@@ -142,7 +138,7 @@ func newRunner(cfg Config, binary string, args []string) (*runner, error) {
 			return nil, fmt.Errorf("disk image: %w", err)
 		}
 	}
-	if r.boxed, r.reason, err = needSandbox(cfg.Accel); r.boxed && !ownBootTimeout {
+	if r.place, err = host.Choose(context.Background(), cfg.Accel, guest.ProbeKVM); r.place.Sandbox && !ownBootTimeout {
 		r.job.Config.BootTimeout *= sandboxSlower
 	}
 	return r, err
@@ -155,21 +151,12 @@ func images(disks []Disk) (out []string) {
 	return out
 }
 
-// needSandbox decides where guests run, and says why it is the sandbox.
-func needSandbox(accel string) (bool, string, error) {
-	if accel == "sandbox" && !inSandbox() {
-		return true, "as --accel says", nil
+// reason is why the sandbox is used.
+func (r *runner) reason() string {
+	if r.place.Reason == "" {
+		return "as --accel says"
 	}
-	probe, err := vmm.Probe(context.Background(), "")
-	switch {
-	case err != nil:
-		return false, "", err
-	case probe.Usable:
-		return false, "", nil
-	case accel == "kvm" || inSandbox():
-		return false, "", fmt.Errorf("%s; see moovm doctor", probe.Reason)
-	}
-	return true, probe.Reason, nil
+	return r.place.Reason
 }
 
 // run does one kernel's run, with what start makes of the job.
@@ -178,9 +165,9 @@ func (r *runner) run(ctx context.Context, kernel string, first bool, start func(
 	j.Config.Kernels = []string{kernel}
 	var box sandboxed
 	scratch := ""
-	if r.boxed {
+	if r.place.Sandbox {
 		if !j.Config.Quiet && first {
-			fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", r.reason)
+			fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", r.reason())
 		}
 		var err error
 		if box, err = openSandbox(ctx, &j.Config); err != nil {
@@ -244,12 +231,12 @@ func (r *runner) guestJob(j *job, box sandboxed) (int, error) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		return guest.StatusCannotRun, err
 	}
-	self, err := os.Executable()
+	self, err := reexec.Path()
 	if err != nil {
 		return guest.StatusCannotRun, err
 	}
 	// The environment is in the job; the program needs little of it.
-	env := []string{jobEnv + "=" + path, sandboxEnv + "=1"}
+	env := []string{jobRole().Env(path), host.SandboxEnv + "=1"}
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "MOOVM_CACHE", "XDG_CACHE_HOME"} {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)
@@ -311,11 +298,11 @@ const (
 // openSandbox joins the shared sandbox, or opens one of its own for a guest
 // that the shared one does not suit: it cannot change folders of this machine.
 func openSandbox(ctx context.Context, c *Config) (sandboxed, error) {
-	kernel, err := sandboxKernel(c)
+	kernel, err := host.SandboxKernel(c.Kernels[0])
 	if err != nil {
 		return nil, err
 	}
-	self, err := os.Executable()
+	self, err := reexec.Path()
 	if err != nil {
 		return nil, err
 	}
@@ -339,21 +326,6 @@ func openSandbox(ctx context.Context, c *Config) (sandboxed, error) {
 	}
 	conf.Writable = append(conf.Writable, dir)
 	return &ownSandbox{conf, dir}, nil
-}
-
-// sandboxKernel is the emulated host's: the cached one, else the guest's.
-func sandboxKernel(c *Config) (string, error) {
-	dir := os.Getenv("MOOVM_CACHE")
-	if cache, err := os.UserCacheDir(); dir == "" && err == nil {
-		dir = filepath.Join(cache, "moovm")
-	}
-	if found, _ := filepath.Glob(filepath.Join(dir, "kernel", "current", "boot", "vmlinuz-*")); dir != "" && len(found) > 0 {
-		return found[0], nil
-	}
-	if len(c.Kernels) == 0 {
-		return "", ErrNoKernel
-	}
-	return c.Kernels[0], nil
 }
 
 // sharedSandbox is a place in the sandbox that all runs share.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -143,29 +142,6 @@ func TestVerdict(t *testing.T) {
 				t.Errorf("%q is not the end of a test's report", report)
 			}
 		})
-	}
-}
-
-func TestKernels(t *testing.T) {
-	t.Setenv("MOOVM_KERNEL", "a:b")
-	if k, err := Kernels(); err != nil || len(k) != 2 || k[1] != "b" {
-		t.Errorf("%q, %v", k, err)
-	}
-	t.Setenv("MOOVM_KERNEL", "")
-	cache := t.TempDir()
-	t.Setenv("MOOVM_CACHE", cache)
-	if _, err := Kernels(); !errors.Is(err, ErrNoKernel) {
-		t.Error(err)
-	}
-	boot := cache + "/kernel/current/boot"
-	if err := os.MkdirAll(boot, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(boot+"/vmlinuz-1", nil, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	if k, err := Kernels(); err != nil || len(k) != 1 || k[0] != boot+"/vmlinuz-1" {
-		t.Errorf("%q, %v", k, err)
 	}
 }
 

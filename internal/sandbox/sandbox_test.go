@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/reexec"
 )
 
 // TestMain lets the test binary be the init of the emulated hosts it boots.
@@ -21,7 +22,7 @@ func TestMain(m *testing.M) {
 	if guest.IsInit() {
 		guest.InitMain()
 	}
-	ServeIfAsked()
+	reexec.Do(Server())
 	goleak.VerifyTestMain(m)
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/reexec"
 )
 
 // A shared sandbox is an emulated host that takes commands from several
@@ -38,7 +39,6 @@ const (
 	sharedVersion = "1"
 	// sharedIdle is how long a server stays without clients.
 	sharedIdle = 10 * time.Second
-	serverEnv  = "MOOVM_SANDBOX_SERVER"
 	// idleEnv overrides sharedIdle, for tests.
 	idleEnv = "MOOVM_SANDBOX_IDLE"
 )
@@ -64,8 +64,8 @@ type Session struct {
 
 // Join connects to the user's shared sandbox with that Kernel, Modules, QEMU,
 // Memory and number of CPUs, and starts it when there is none; c.Init is its
-// init then, and this program its server: it must call ServeIfAsked first
-// thing in main. The other fields of c mean nothing. Join waits until commands
+// init then, and this program its server: it must give Server to reexec.Do
+// first thing in main. The other fields of c mean nothing. Join waits until commands
 // can be run.
 func Join(ctx context.Context, c Config) (*Session, error) {
 	c.setDefaults()
@@ -234,7 +234,7 @@ func (s *sharedConfig) connect() (net.Conn, error) {
 		return nil, err
 	}
 	defer f.Close()
-	self, err := os.Executable()
+	self, err := reexec.Path()
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +248,7 @@ func (s *sharedConfig) connect() (net.Conn, error) {
 		return nil, err
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), serverEnv+"="+string(conf))
+	cmd.Env = append(os.Environ(), Server().Env(string(conf)))
 	cmd.Dir = "/"
 	cmd.Stderr = log
 	cmd.ExtraFiles = []*os.File{f} // 3
@@ -269,14 +269,10 @@ func tailOf(path string) string {
 	return "\n" + string(b)
 }
 
-// ServeIfAsked is the server of a shared sandbox if this process was started
-// as one; it does not return then.
-func ServeIfAsked() {
-	conf := os.Getenv(serverEnv)
-	if conf == "" {
-		return
-	}
-	os.Unsetenv(serverEnv)
+// Server is the role of a shared sandbox's server, for reexec.Do.
+func Server() reexec.Role { return reexec.Role{Name: "sandbox-server", Main: serverMain} }
+
+func serverMain(conf string) int {
 	var s sharedConfig
 	err := json.Unmarshal([]byte(conf), &s)
 	if err == nil {
@@ -284,9 +280,9 @@ func ServeIfAsked() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "moovm:", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(0)
+	return 0
 }
 
 // server relays between its clients and the agent on the emulated host.

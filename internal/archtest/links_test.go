@@ -1,0 +1,39 @@
+package archtest
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// unlinked says what a program or room does not link, directly or through
+// others.
+var unlinked = map[string][]string{
+	// Flags of package testing, and all it drags along, are not the program's.
+	"cmd/moovm": {"testing"},
+}
+
+func TestLinks(t *testing.T) {
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		t.Skip("needs the go command in PATH, to list what a package links")
+	}
+	for room, banned := range unlinked {
+		cmd := exec.Command(goTool, "list", "-deps", "./"+room)
+		cmd.Dir = "../.."
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("go list -deps ./%s: %v", room, err)
+		}
+		deps := strings.Fields(string(out))
+		if !slices.Contains(deps, module+room) {
+			t.Errorf("%s is not among the %d packages that it links: looking in the wrong place", room, len(deps))
+		}
+		for _, b := range banned {
+			if slices.Contains(deps, b) {
+				t.Errorf("%s links %s", room, b)
+			}
+		}
+	}
+}
