@@ -9,23 +9,6 @@ var errShortWrite = io.ErrShortWrite
 
 func isEOF(err error) bool { return errors.Is(err, io.EOF) }
 
-// layer is one file of a chain: an image, or the raw file or device at the bottom.
-type layer struct {
-	// What every request needs, in one cache line.
-	file File
-	bm   *bitmap // nil: raw
-	data int64   // where sector 0 lies in file
-	size int64   // bytes of disk
-
-	path   string // as opened
-	real   string // absolute, symlinks followed
-	id     FileID
-	hdr    Header // image only
-	raw    []byte // the header's bytes, image only
-	backer string // resolved backing path; "" = none
-	write  bool
-}
-
 // chain is the layers from the top down. Each hides what lies below; limit[i] is how far layer i can be seen: no layer shows more than the
 // shortest layer above it.
 type chain struct {

@@ -80,6 +80,7 @@ type checker struct {
 	repair bool
 	l      *layer
 	size   int64 // of the file
+	short  error // the file ends inside the bitmap
 	r      *CheckResult
 }
 
@@ -89,14 +90,9 @@ func (c *checker) run() error {
 		return err
 	}
 	c.size, c.l.id = st.Size, st.ID
-	cand, raw, err := candidates(c.l.file, st.Size, c.l.path)
 	op := opener{o: c.o.Options, layers: []*layer{c.l}}
 	op.o.ReadOnly, op.o.NoLock = true, true
-	if err == nil && len(cand) > 1 {
-		if cand = op.compareBacking(cand, c.l); len(cand) > 1 {
-			err = ambiguous(c.l.path, cand)
-		}
-	}
+	h, raw, err := op.probe(c.l, st.Size)
 	var e *Error
 	switch {
 	case errors.Is(err, ErrNotCOW) || err != nil && !errors.As(err, &e):
@@ -105,8 +101,7 @@ func (c *checker) run() error {
 		c.r.add(ProblemHeader, false, err, "%v", err)
 		return nil
 	}
-	h := cand[0]
-	c.l.hdr, c.l.raw, c.l.size, c.l.data = h, raw[:layouts[h.Variant].header], h.DiskSize(), h.DataOffset()
+	c.short = c.l.image(h, raw, st.Size, c.o.BitmapMemory)
 	c.r.TotalSectors = h.Sectors()
 	steps := []func() error{c.header, c.bitmap, c.bits, c.length, c.leaks, func() error { return c.backing(&op) }}
 	for _, step := range steps {
@@ -141,11 +136,11 @@ func (c *checker) header() error {
 
 // bitmap checks that the bitmap is all there.
 func (c *checker) bitmap() error {
-	off, n := c.l.hdr.BitmapOffset(), c.l.hdr.BitmapBytes()
-	if c.size >= off+n {
-		c.l.bm = newBitmap(c.l.file, c.l.path, &c.l.hdr, c.o.BitmapMemory)
+	if c.short == nil {
 		return nil
 	}
+	off, n := c.l.hdr.BitmapOffset(), c.l.hdr.BitmapBytes()
+	had := c.size
 	// What is missing says nothing; if what is there is empty, nothing was ever written and the rest can be put back.
 	empty := true
 	err := c.scan(off, c.size, func(b []byte, _ int64) bool {
@@ -160,9 +155,11 @@ func (c *checker) bitmap() error {
 			return err
 		}
 		c.size = c.l.hdr.freshBytes()
-		c.l.bm = newBitmap(c.l.file, c.l.path, &c.l.hdr, c.o.BitmapMemory)
+		if err := c.l.image(c.l.hdr, c.l.raw, c.size, c.o.BitmapMemory); err != nil {
+			return err
+		}
 	}
-	c.r.add(ProblemBitmap, empty && c.repair, &Error{Path: c.l.path, Field: "bitmap", Kind: ErrTruncated}, "the file has %d bytes, header and bitmap need %d", c.size, off+n)
+	c.r.add(ProblemBitmap, empty && c.repair, c.short, "the file has %d bytes, header and bitmap need %d", had, off+n)
 	return nil
 }
 

@@ -43,20 +43,10 @@ func Create(path string, o CreateOptions) error {
 		return renamed(err, real, path)
 	}
 	defer f.Close()
-	if err := writeImage(f, &h); err != nil {
+	if _, err := newImage(f, path, real, h, nil, 0); err != nil {
 		return err
 	}
 	return renamed(f.Publish(false, false), real, path)
-}
-
-// writeImage writes a header and gives the file its length; all that is between is a hole.
-func writeImage(f File, h *Header) error {
-	b := make([]byte, layouts[h.Variant].header)
-	h.encode(b)
-	if err := writeFull(f, b, 0); err != nil {
-		return err
-	}
-	return f.Truncate(h.freshBytes())
 }
 
 // header validates the options.
@@ -164,16 +154,11 @@ func inspectBacking(fsys FS, path, real, backing string) (i backingInfo, err err
 	}
 	if isCOW(b[:]) {
 		op := opener{o: Options{FS: fsys}}
-		c, _, err := candidates(f, st.Size, at)
+		h, _, err := op.probe(&layer{path: at, real: r, file: f}, st.Size)
 		if err != nil {
 			return i, fmt.Errorf("%s: backing file: %w", path, err)
 		}
-		if len(c) > 1 {
-			if c = op.compareBacking(c, &layer{path: at, real: r}); len(c) > 1 {
-				return i, ambiguous(at, c)
-			}
-		}
-		i.size = c[0].Size
+		i.size = h.Size
 	}
 	return i, nil
 }

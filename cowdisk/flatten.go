@@ -16,10 +16,10 @@ func Flatten(ctx context.Context, path, out string, v Variant, o ToolOptions) er
 	if err != nil {
 		return err
 	}
-	l := &layer{path: out, real: real, size: src.size}
+	var h Header
 	if v != VariantUnknown {
 		co := CreateOptions{Size: src.size, Variant: v}
-		if l.hdr, err = co.header(out, real, fsys); err != nil {
+		if h, err = co.header(out, real, fsys); err != nil {
 			return err
 		}
 	}
@@ -28,13 +28,13 @@ func Flatten(ctx context.Context, path, out string, v Variant, o ToolOptions) er
 		return renamed(err, real, out)
 	}
 	defer f.Close()
-	l.file = f
+	l := &layer{path: out, real: real, file: f, size: src.size}
 	if v != VariantUnknown {
-		if err := writeImage(f, &l.hdr); err != nil {
-			return err
-		}
-		l.data, l.bm = l.hdr.DataOffset(), newBitmap(f, out, &l.hdr, o.BitmapMemory)
-	} else if err := f.Truncate(src.size); err != nil {
+		l, err = newImage(f, out, real, h, nil, o.BitmapMemory)
+	} else {
+		err = f.Truncate(src.size)
+	}
+	if err != nil {
 		return err
 	}
 	dst := newDisk(out, []*layer{l}, false)

@@ -143,26 +143,16 @@ func (op *opener) add(path, real string, f File, raw, mustCOW bool) error {
 		}
 		return nil
 	}
-	c, b, err := candidates(f, st.Size, path)
+	h, b, err := op.probe(l, st.Size)
 	if err != nil {
 		return err
 	}
-	if len(c) > 1 {
-		if c = op.compareBacking(c, l); len(c) > 1 {
-			return ambiguous(path, c)
-		}
-	}
-	h := c[0]
-	lay := &layouts[h.Variant]
-	if lay.readOnly && len(op.layers) == 1 && !op.o.ReadOnly {
+	if layouts[h.Variant].readOnly && len(op.layers) == 1 && !op.o.ReadOnly {
 		return &Error{Path: path, Field: "layout", Kind: ErrVariant, Detail: h.Variant.String() + " is read-only", Remedy: "open it read-only, or flatten it to a v2 or v3 image"}
 	}
-	if need := h.BitmapOffset() + h.BitmapBytes(); need > st.Size {
-		return &Error{Path: path, Field: "bitmap", Kind: ErrTruncated, Detail: fmt.Sprintf("%d bytes, header and bitmap of a %d-byte disk need %d", st.Size, h.Size, need), Remedy: "restore it from a copy"}
+	if err := l.image(h, b, st.Size, op.o.BitmapMemory); err != nil {
+		return err
 	}
-	l.hdr, l.raw = h, b[:lay.header]
-	l.size, l.data = h.DiskSize(), h.DataOffset()
-	l.bm = newBitmap(f, path, &h, op.o.BitmapMemory)
 	return op.addBacking(l)
 }
 
@@ -306,31 +296,6 @@ func (op *opener) confine(l *layer, path, real string) (root, rel string, err er
 		detail += ", which is " + real
 	}
 	return "", "", &Error{Path: l.path, Field: "backing file", Kind: ErrBackingOutside, Detail: detail, Remedy: "if you trust this image, allow backing files in " + filepath.Dir(real)}
-}
-
-// compareBacking breaks a tie between layouts: size and time of the backing file as the right header has them.
-func (op *opener) compareBacking(c []Header, l *layer) []Header {
-	var match []Header
-	for _, h := range c {
-		t := *l
-		t.hdr = h
-		if standalone(h.Backing) {
-			continue
-		}
-		f, _, _, err := op.openBacking(&t, len(op.layers) == 1)
-		if err != nil {
-			continue
-		}
-		st, err := f.Stat()
-		f.Close()
-		if err == nil && st.mtime32() == h.MTime && (st.Size+sectorSize-1)/sectorSize == h.Sectors() {
-			match = append(match, h)
-		}
-	}
-	if len(match) > 0 {
-		return match
-	}
-	return c
 }
 
 // stale compares the backing file with what the header says about it. A header with mtime 0 says nothing.

@@ -22,6 +22,46 @@ func Probe(r io.ReaderAt, size int64) (Header, error) {
 	return c[0], nil
 }
 
+// probe reads the header of l's file, which has size bytes, and says which layout it is and what its bytes are. Of several candidates the
+// one whose backing file is as it says is taken.
+func (op *opener) probe(l *layer, size int64) (Header, []byte, error) {
+	c, b, err := candidates(l.file, size, l.path)
+	if err != nil {
+		return Header{}, nil, err
+	}
+	if len(c) > 1 {
+		if c = op.compareBacking(c, l); len(c) > 1 {
+			return Header{}, nil, ambiguous(l.path, c)
+		}
+	}
+	return c[0], b, nil
+}
+
+// compareBacking breaks a tie between layouts: size and time of the backing file as the right header has them.
+func (op *opener) compareBacking(c []Header, l *layer) []Header {
+	var match []Header
+	for _, h := range c {
+		t := *l
+		t.hdr = h
+		if standalone(h.Backing) {
+			continue
+		}
+		f, _, _, err := op.openBacking(&t, len(op.layers) == 1)
+		if err != nil {
+			continue
+		}
+		st, err := f.Stat()
+		f.Close()
+		if err == nil && st.mtime32() == h.MTime && (st.Size+sectorSize-1)/sectorSize == h.Sectors() {
+			match = append(match, h)
+		}
+	}
+	if len(match) > 0 {
+		return match
+	}
+	return c
+}
+
 func ambiguous(path string, c []Header) error {
 	names := make([]string, len(c))
 	for i := range c {

@@ -1,7 +1,6 @@
 package cowdisk
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,15 +49,10 @@ func Resize(ctx context.Context, path string, size int64, shrink bool, o ToolOpt
 		return renamed(err, old.real, path)
 	}
 	defer f.Close()
-	raw := bytes.Clone(old.raw)
-	h.encode(raw)
-	if err := writeFull(f, raw, 0); err != nil {
+	l, err := newImage(f, path, old.real, h, old.raw, o.BitmapMemory)
+	if err != nil {
 		return err
 	}
-	if err := f.Truncate(h.freshBytes()); err != nil {
-		return err
-	}
-	l := &layer{path: path, real: old.real, file: f, size: h.DiskSize(), hdr: h, raw: raw, data: h.DataOffset(), bm: newBitmap(f, path, &h, o.BitmapMemory)}
 	nd := newDisk(path, append([]*layer{l}, d.chain.layers[1:]...), false)
 	// The new limit must not show what the old one hid while units are copied up.
 	for i := range nd.chain.limit[1:] {

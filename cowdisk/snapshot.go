@@ -61,16 +61,10 @@ func (d *Disk) Snapshot(path string) error {
 // publishOverlay makes f an image and the top layer of a chain. Image and name are on disk when it
 // returns: the layer below will not be written any more.
 func publishOverlay(f NewFile, path, real string, h Header, memory int64) (*layer, error) {
-	if err := writeImage(f, &h); err != nil {
-		return nil, err
-	}
-	st, err := f.Stat()
+	l, err := newImage(f, path, real, h, nil, memory)
 	if err != nil {
 		return nil, err
 	}
-	raw := make([]byte, layouts[h.Variant].header)
-	h.encode(raw)
-	l := &layer{path: path, real: real, file: f, id: st.ID, size: h.DiskSize(), data: h.DataOffset(), hdr: h, raw: raw, write: true}
-	l.bm = newBitmap(f, path, &h, memory)
+	l.write = true
 	return l, f.Publish(false, true)
 }
