@@ -77,3 +77,21 @@ func (c *cmos) write(reg uint16, v byte) {
 		c.ram[i] = v
 	}
 }
+
+// cmosState is the clock's memory and its index register.
+type cmosState struct {
+	Index uint8
+	RAM   [128]byte
+}
+
+func (c *cmos) state() cmosState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return cmosState{Index: c.index, RAM: c.ram}
+}
+
+func (c *cmos) setState(s cmosState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.index, c.ram = s.Index, s.RAM
+}

@@ -51,8 +51,10 @@ type Machine struct {
 	state   state
 	parked  int    // vCPU threads that wait in park
 	clock   uint64 // kvmclock while paused, in ns
-	reason  ExitReason
-	err     error
+
+	features *featureState // what the host can tell of the processors' state, once asked
+	reason   ExitReason
+	err      error
 
 	running sync.WaitGroup // vCPU threads
 	done    chan struct{}  // closed when all of the machine has stopped
@@ -85,23 +87,11 @@ const outputLimit = 2 * time.Second
 // The error wraps ErrKernel for an image that cannot be booted, and
 // fs.ErrNotExist or fs.ErrPermission for a KVM device that cannot be opened.
 func New(cfg Config) (_ *Machine, err error) {
-	if cfg.Memory == 0 {
-		cfg.Memory = 256 << 20
-	}
-	if cfg.CPUs == 0 {
-		cfg.CPUs = 1
-	}
+	m := machineOf(cfg)
+	cfg = m.cfg
 	if cfg.CPUs < 1 || cfg.CPUs > MaxCPUs {
 		return nil, fmt.Errorf("%d CPUs: a machine has 1 to %d", cfg.CPUs, MaxCPUs)
 	}
-	if cfg.KVM == "" {
-		cfg.KVM = DefaultKVM
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	m := &Machine{cfg: cfg, log: cfg.Logger, done: make(chan struct{}), bus: newPCIBus(), rtc: newCMOS(time.Now)}
-	m.changed.L = &m.mu
 	defer func() {
 		if err != nil {
 			m.Close()
@@ -128,10 +118,32 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err = m.createDevices(); err != nil {
 		return nil, err
 	}
-	if err = m.createVCPUs(boot); err != nil {
+	if err = m.createVCPUs(); err != nil {
+		return nil, err
+	}
+	if err = m.setUpVCPUs(boot); err != nil {
 		return nil, err
 	}
 	return m, nil
+}
+
+// machineOf fills in what cfg leaves out. Nothing is opened yet.
+func machineOf(cfg Config) *Machine {
+	if cfg.Memory == 0 {
+		cfg.Memory = 256 << 20
+	}
+	if cfg.CPUs == 0 {
+		cfg.CPUs = 1
+	}
+	if cfg.KVM == "" {
+		cfg.KVM = DefaultKVM
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	m := &Machine{cfg: cfg, log: cfg.Logger, done: make(chan struct{}), bus: newPCIBus(), rtc: newCMOS(time.Now)}
+	m.changed.L = &m.mu
+	return m
 }
 
 func (m *Machine) createVM() (err error) {
@@ -170,41 +182,45 @@ func (m *Machine) createVM() (err error) {
 	return nil
 }
 
-func (m *Machine) createVCPUs(boot bootImage) error {
-	supported, err := m.sys.SupportedCPUID()
-	if err != nil {
-		return err
-	}
-	deadline := m.sys.CheckExtension(kvm.CapTSCDeadline) != 0
+func (m *Machine) createVCPUs() error {
 	for i := range m.cfg.CPUs {
 		v, err := m.vm.CreateVCPU(i)
 		if err != nil {
 			return err
 		}
 		m.vcpus = append(m.vcpus, &vcpu{m: m, id: i, v: v})
-		khz, err := v.TSCKHz()
+	}
+	return nil
+}
+
+// setUpVCPUs makes the processors what they are at power-on, and the first one
+// what the boot protocol asks for.
+func (m *Machine) setUpVCPUs(boot bootImage) error {
+	supported, err := m.sys.SupportedCPUID()
+	if err != nil {
+		return err
+	}
+	deadline := m.sys.CheckExtension(kvm.CapTSCDeadline) != 0
+	for i, c := range m.vcpus {
+		khz, err := c.v.TSCKHz()
 		if err != nil {
 			khz = 0 // unknown: the guest measures
 		}
-		if err := v.SetCPUID(cpuidFor(supported, i, m.cfg.CPUs, khz, deadline)); err != nil {
-			return err
-		}
-		if i > 0 {
-			continue // waits for its INIT and SIPI
-		}
-		s, err := v.Sregs()
-		if err != nil {
-			return err
-		}
-		regs := boot.registers(s)
-		if err := v.SetSregs(s); err != nil {
-			return err
-		}
-		if err := v.SetRegs(regs); err != nil {
+		if err := c.v.SetCPUID(cpuidFor(supported, i, m.cfg.CPUs, khz, deadline)); err != nil {
 			return err
 		}
 	}
-	return nil
+	// The others wait for their INIT and SIPI.
+	v := m.vcpus[0].v
+	s, err := v.Sregs()
+	if err != nil {
+		return err
+	}
+	regs := boot.registers(s)
+	if err := v.SetSregs(s); err != nil {
+		return err
+	}
+	return v.SetRegs(regs)
 }
 
 // createDevices attaches the virtio devices.

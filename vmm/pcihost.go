@@ -216,3 +216,16 @@ func (h *slotHost) UnbindDoorbell(addr uint64, ev *virtio.Event) error {
 }
 
 func (h *slotHost) SetINTx(level bool) { h.m.irq.setINTx(h.slot, level) }
+
+// state is the address register; setState puts it back.
+func (b *pciBus) state() uint32 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.address
+}
+
+func (b *pciBus) setState(address uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.address = address &^ 0x7f00_0003
+}

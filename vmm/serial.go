@@ -392,3 +392,37 @@ func (u *uart) stats() SerialStats {
 	defer u.mu.Unlock()
 	return SerialStats{In: u.in, Out: u.sent, Lost: u.lost}
 }
+
+// uartState is a port's registers and what waits in its receive FIFO.
+type uartState struct {
+	IER, FCR, LCR, MCR, SCR, DLL, DLM uint8
+	THRIntr, Overrun, IRQ             bool
+	RX                                []byte `json:",omitempty"` // at most rxFIFO
+}
+
+func (u *uart) state() uartState {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s := uartState{IER: u.ier, FCR: u.fcr, LCR: u.lcr, MCR: u.mcr, SCR: u.scr, DLL: u.dll, DLM: u.dlm,
+		THRIntr: u.thrIntr, Overrun: u.overrun, IRQ: u.irq}
+	for i := range u.rxLen {
+		s.RX = append(s.RX, u.rx[(u.rxHead+i)%rxFIFO])
+	}
+	return s
+}
+
+// setState puts a state back. Output that its machine had not got rid of is
+// that machine's: this port's transmitter is empty, and says so to a driver
+// that may wait for it. The interrupt line's level is not part of KVM's state,
+// so the line is driven anew.
+func (u *uart) setState(s uartState) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.ier, u.fcr, u.lcr, u.mcr, u.scr, u.dll, u.dlm = s.IER&0x0f, s.FCR&(fcrEnable|0xc0), s.LCR, s.MCR&0x1f, s.SCR, s.DLL, s.DLM
+	u.thrIntr, u.overrun = s.THRIntr || s.IER&ierTHRE != 0, s.Overrun
+	u.rxHead, u.rxLen = 0, copy(u.rx[:], s.RX)
+	u.irq = false
+	u.setIRQ(false)
+	u.update()
+	u.room.Signal()
+}

@@ -57,6 +57,16 @@ func run(fd int) error {
 	return nil
 }
 
+// attrPtr gets or sets a device attribute whose value is *p. The structure
+// holds p's address as a number, so p is pinned while the kernel uses it.
+func attrPtr[T any](fd int, nr uintptr, a deviceAttr, p *T) error {
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(p)
+	a.addr = uint64(uintptr(unsafe.Pointer(p)))
+	return ioctlPtr(fd, iow[deviceAttr](nr), &a)
+}
+
 // addressOf is the address of memory that does not move because it is a
 // mapping, not a Go object.
 func addressOf(mapping []byte) uint64 {

@@ -159,7 +159,8 @@ type cpuidTable struct {
 	entries [maxCPUIDEntries]CPUIDEntry
 }
 
-const maxMSRs = 64
+// maxMSRs is how many registers one call carries; the kernel takes 255.
+const maxMSRs = 255
 
 type msrTable struct {
 	nmsrs   uint32
