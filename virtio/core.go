@@ -65,12 +65,14 @@ type Core struct {
 	generation atomic.Uint32
 	quiet      atomic.Bool // no more interrupts: resetting or reset
 
-	mu       sync.Mutex
-	driver   uint64 // features the driver has accepted
-	queues   []coreQueue
-	active   bool          // the device is activated
-	resetted chan struct{} // a reset is going on; closed at its end
-	closed   bool
+	mu          sync.Mutex
+	driver      uint64 // features the driver has accepted
+	queues      []coreQueue
+	active      bool          // the device is activated
+	suspended   bool          // queues are not served, and none starts
+	suspensions int           // how often, to tell them apart
+	resetted    chan struct{} // a reset is going on; closed at its end
+	closed      bool
 }
 
 // coreQueue is a queue's registers and, while it runs, its server.
@@ -78,11 +80,13 @@ type coreQueue struct {
 	cfg       QueueConfig
 	run       *queueRun
 	resetting bool // driver-initiated queue reset
+	dead      bool // its server had given it up when the state was taken
 }
 
 type queueRun struct {
 	q    *Queue
 	done chan struct{} // ServeQueue has returned
+	err  error         // why; read after done
 }
 
 // NewCore makes the shared part of a device on mem. The Core owns dev until
@@ -257,7 +261,7 @@ func (c *Core) activate() {
 		return
 	}
 	for i := range c.queues {
-		if c.queues[i].cfg.Ready {
+		if c.queues[i].cfg.Ready && !c.suspended {
 			c.start(i)
 		}
 	}
@@ -278,8 +282,8 @@ func (c *Core) start(i int) {
 	c.queues[i].run = r
 	go func() {
 		defer close(r.done)
-		if err := CatchFault(func() error { return c.dev.ServeQueue(i, q) }); err != nil {
-			c.fail(fmt.Errorf("queue %d: %w", i, err))
+		if r.err = CatchFault(func() error { return c.dev.ServeQueue(i, q) }); r.err != nil {
+			c.fail(fmt.Errorf("queue %d: %w", i, r.err))
 		}
 	}()
 }
@@ -440,7 +444,7 @@ func (c *Core) EnableQueue(i int) {
 		return
 	}
 	q.cfg.Ready = true
-	if c.active && c.Status()&StatusNeedsReset == 0 {
+	if c.active && !c.suspended && c.Status()&StatusNeedsReset == 0 {
 		c.start(i)
 	}
 }

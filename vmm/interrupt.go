@@ -17,6 +17,9 @@ type interrupts struct {
 	mu    sync.Mutex
 	msis  map[uint32]*msi // by GSI
 	lines [numINTx]uint32 // devices that assert each shared line, one bit each
+	// While a machine gets its state the table waits to be installed, once.
+	waiting []*msi // that get their irqfd then
+	batch   bool
 }
 
 func newInterrupts(vm *kvm.VM) *interrupts {
@@ -78,6 +81,33 @@ func (n *interrupts) route() error {
 	return n.vm.SetGSIRouting(routes)
 }
 
+// together installs the routes that f programs at once: each installation
+// waits for all processors to have seen it. The irqfds come after their
+// routes.
+func (n *interrupts) together(f func() error) error {
+	n.mu.Lock()
+	n.batch = true
+	n.mu.Unlock()
+	err := f()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.batch = false
+	waiting := n.waiting
+	n.waiting = nil
+	if err := errors.Join(err, n.route()); err != nil {
+		return err
+	}
+	for _, s := range waiting {
+		if s.closed {
+			continue
+		}
+		if err := n.vm.AssignIRQFD(s.event.FD(), s.gsi); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // msi is one message-signalled interrupt: an eventfd that KVM turns into the
 // message (pci.MSI).
 type msi struct {
@@ -104,6 +134,12 @@ func (s *msi) Program(addr uint64, data uint32) error {
 	}
 	first := !s.routed
 	s.addr, s.data, s.routed = addr, data, true
+	if s.n.batch {
+		if first {
+			s.n.waiting = append(s.n.waiting, s)
+		}
+		return nil
+	}
 	if err := s.n.route(); err != nil {
 		s.routed = !first
 		return err

@@ -52,6 +52,7 @@ type Machine struct {
 	parked  int    // vCPU threads that wait in park
 	clock   uint64 // kvmclock while paused, in ns
 
+	restored bool          // made from a snapshot: devices wait for Start
 	features *featureState // what the host can tell of the processors' state, once asked
 	reason   ExitReason
 	err      error
@@ -297,6 +298,12 @@ func (m *Machine) Start() error {
 		return ErrClosed
 	default:
 		return errors.New("the machine was started already")
+	}
+	if m.restored {
+		if err := m.vm.SetClock(m.clock); err != nil {
+			return err
+		}
+		m.resumeDevices(true)
 	}
 	m.state = running
 	m.com[0].start(m.cfg.Console)

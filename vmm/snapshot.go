@@ -9,6 +9,8 @@ import (
 
 	"github.com/moovm/moovm/internal/kvm"
 	"github.com/moovm/moovm/virtio"
+	"github.com/moovm/moovm/virtio/mmio"
+	"github.com/moovm/moovm/virtio/pci"
 )
 
 // Errors of snapshots. They come wrapped in what does not fit.
@@ -36,7 +38,9 @@ type machineState struct {
 	Clock     uint64         // kvmclock, ns
 	Serial    [2]uartState   // Console, Control
 	CMOS      cmosState
-	PCI       uint32 // the address register
+	PCI       uint32       // the address register
+	Functions []pci.State  `json:",omitempty"` // by slot, TransportPCI
+	Windows   []mmio.State `json:",omitempty"` // TransportMMIO
 }
 
 // Snapshot is a machine at one instant: its processors, memory and devices. It
@@ -88,7 +92,7 @@ func (m *Machine) Snapshot(ctx context.Context, o SnapshotOptions) (_ *Snapshot,
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, resume()) }()
+	defer func() { err = errors.Join(err, resume(false)) }()
 	s := &Snapshot{}
 	if s.state, err = m.captureState(); err != nil {
 		return nil, err
@@ -105,21 +109,53 @@ func (m *Machine) Snapshot(ctx context.Context, o SnapshotOptions) (_ *Snapshot,
 }
 
 // standStill pauses the machine, if it runs, and its devices. The function it
-// returns lets both go on.
-func (m *Machine) standStill(ctx context.Context) (resume func() error, err error) {
+// returns lets both go on; again says that they have been given a state.
+func (m *Machine) standStill(ctx context.Context) (resume func(again bool) error, err error) {
 	m.mu.Lock()
 	was := m.state
 	m.mu.Unlock()
+	if was == created {
+		return func(again bool) error { m.resumeDevices(again); return nil }, m.suspendDevices(ctx)
+	}
 	if err := m.Pause(); err != nil {
 		return nil, err
 	}
-	goOn := func() error {
+	goOn := func(again bool) error {
+		m.resumeDevices(again)
 		if was == paused {
 			return nil
 		}
 		return m.Resume()
 	}
+	if err := m.suspendDevices(ctx); err != nil {
+		return nil, errors.Join(err, goOn(false))
+	}
 	return goOn, nil
+}
+
+// suspendDevices waits for what the devices have begun. After an error those
+// that it has suspended wait for resumeDevices.
+func (m *Machine) suspendDevices(ctx context.Context) error {
+	for i, f := range m.funcs {
+		if err := f.Core().Suspend(ctx); err != nil {
+			return fmt.Errorf("device %d: %w", i, err)
+		}
+	}
+	for i, w := range m.windows {
+		if err := w.Core().Suspend(ctx); err != nil {
+			return fmt.Errorf("device %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func (m *Machine) resumeDevices(again bool) {
+	for _, f := range m.funcs {
+		f.Resume(again)
+	}
+	for _, w := range m.windows {
+		w.Resume(again)
+	}
 }
 
 // captureState reads the state of a machine that stands still.
@@ -156,6 +192,20 @@ func (m *Machine) captureState() (s machineState, err error) {
 	}
 	s.CMOS = m.rtc.state()
 	s.PCI = m.bus.state()
+	for i, f := range m.funcs {
+		d, err := f.State()
+		if err != nil {
+			return s, fmt.Errorf("device %d: %w", i, err)
+		}
+		s.Functions = append(s.Functions, d)
+	}
+	for i, w := range m.windows {
+		d, err := w.State()
+		if err != nil {
+			return s, fmt.Errorf("device %d: %w", i, err)
+		}
+		s.Windows = append(s.Windows, d)
+	}
 	return s, nil
 }
 
@@ -195,6 +245,9 @@ func (s *Snapshot) Fork(cfg ForkConfig) (_ *Machine, err error) {
 	if err = m.createVM(); err != nil {
 		return nil, err
 	}
+	if err = m.createDevices(); err != nil {
+		return nil, err
+	}
 	if err = m.createVCPUs(); err != nil {
 		return nil, err
 	}
@@ -204,6 +257,7 @@ func (s *Snapshot) Fork(cfg ForkConfig) (_ *Machine, err error) {
 	if err = m.applyState(&s.state); err != nil {
 		return nil, err
 	}
+	m.restored = true
 	return m, nil
 }
 
@@ -220,7 +274,7 @@ func (m *Machine) Rewind(ctx context.Context, s *Snapshot, o SnapshotOptions) (e
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, resume()) }()
+	defer func() { err = errors.Join(err, resume(true)) }()
 	if o.Frozen != nil {
 		if err := o.Frozen(); err != nil {
 			return err
@@ -266,6 +320,23 @@ func (m *Machine) applyState(s *machineState) error {
 	}
 	m.rtc.setState(s.CMOS)
 	m.bus.setState(s.PCI)
+	return m.irq.together(func() error { return m.applyDevices(s) })
+}
+
+func (m *Machine) applyDevices(s *machineState) error {
+	if len(s.Functions) != len(m.funcs) || len(s.Windows) != len(m.windows) {
+		return fmt.Errorf("%w: it has %d, the machine %d", ErrSnapshotDevices, len(s.Functions)+len(s.Windows), len(m.funcs)+len(m.windows))
+	}
+	for i, f := range m.funcs {
+		if err := f.SetState(s.Functions[i]); err != nil {
+			return fmt.Errorf("device %d: %w", i, err)
+		}
+	}
+	for i, w := range m.windows {
+		if err := w.SetState(s.Windows[i]); err != nil {
+			return fmt.Errorf("device %d: %w", i, err)
+		}
+	}
 	return nil
 }
 

@@ -1,0 +1,233 @@
+package virtio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// ErrState says that a state does not fit a device.
+var ErrState = errors.New("virtio: the state does not fit the device")
+
+// StateKeeper is a Device with state that its driver could notice and that the
+// transport does not see: a cache mode, open files. Both methods are called
+// while no queue is served.
+type StateKeeper interface {
+	// State returns the device's state as bytes that only the device reads.
+	State() ([]byte, error)
+	// SetState puts a state back, after Activate if the driver was ready. p
+	// may come from anybody: an error must leave nothing behind.
+	SetState(p []byte) error
+}
+
+// CoreState is the state of a suspended Core: plain data.
+type CoreState struct {
+	ID         uint32 // device type
+	Status     uint8
+	Features   uint64 // that the driver has accepted
+	Generation uint32
+	Queues     []QueueState
+	Device     []byte `json:",omitempty"` // a StateKeeper's
+}
+
+// QueueState is the state of a queue that is not served.
+type QueueState struct {
+	Size                 uint16
+	Desc, Driver, Device uint64
+	Ready                bool
+	// Broken queues are not served until they are reset.
+	Broken                bool `json:",omitempty"`
+	AvailIndex, UsedIndex uint16
+}
+
+// Suspend lets the queues finish the requests they have begun and serves them
+// no further, until Resume. If ctx ends first it returns ctx's error, and the
+// queues go on as if nothing had been asked.
+//
+// The transport must keep the driver from the registers meanwhile; a reset is
+// possible.
+func (c *Core) Suspend(ctx context.Context) error {
+	c.mu.Lock()
+	if c.resetted != nil {
+		c.mu.Unlock()
+		return errors.New("virtio: a device that is being reset cannot be suspended")
+	}
+	c.suspended = true
+	c.suspensions++
+	ours := c.suspensions
+	var runs []*queueRun
+	for i := range c.queues {
+		if r := c.queues[i].run; r != nil && !c.queues[i].resetting {
+			r.q.Stop()
+			runs = append(runs, r)
+		}
+	}
+	c.mu.Unlock()
+	for _, r := range runs {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			// What has begun ends sometime; the queues go on then.
+			go func() {
+				for _, r := range runs {
+					<-r.done
+				}
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				if c.suspensions == ours { // else somebody else has asked
+					c.resume()
+				}
+			}()
+			return fmt.Errorf("virtio: requests in flight do not end: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+// Resume serves the queues again, from where they were.
+func (c *Core) Resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resume()
+}
+
+func (c *Core) resume() {
+	if !c.suspended {
+		return
+	}
+	c.suspended = false
+	if c.closed || c.resetted != nil || !c.active {
+		return
+	}
+	for i := range c.queues {
+		q := &c.queues[i]
+		if q.resetting || !q.cfg.Ready || q.broken() {
+			continue
+		}
+		if q.run != nil {
+			q.cfg.AvailIndex, q.cfg.UsedIndex = q.run.q.Position()
+			q.run.q.Release()
+			q.run = nil
+		}
+		c.start(i)
+	}
+}
+
+// broken reports whether the queue's server has given it up.
+func (q *coreQueue) broken() bool {
+	if q.run == nil {
+		return q.dead
+	}
+	select {
+	case <-q.run.done:
+		return q.run.err != nil
+	default:
+		return false
+	}
+}
+
+// State returns the state of a suspended Core.
+func (c *Core) State() (CoreState, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.suspended {
+		return CoreState{}, errors.New("virtio: the state of a device that is not suspended")
+	}
+	s := CoreState{ID: c.dev.ID(), Status: c.Status(), Features: c.driver, Generation: c.generation.Load()}
+	for i := range c.queues {
+		q := &c.queues[i]
+		qs := QueueState{
+			Size: q.cfg.Size, Desc: q.cfg.Desc, Driver: q.cfg.Driver, Device: q.cfg.Device, Ready: q.cfg.Ready,
+			Broken: q.broken(), AvailIndex: q.cfg.AvailIndex, UsedIndex: q.cfg.UsedIndex,
+		}
+		if q.run != nil {
+			qs.AvailIndex, qs.UsedIndex = q.run.q.Position()
+		}
+		s.Queues = append(s.Queues, qs)
+	}
+	if k, ok := c.dev.(StateKeeper); ok {
+		var err error
+		if s.Device, err = k.State(); err != nil {
+			return CoreState{}, err
+		}
+	}
+	return s, nil
+}
+
+// SetState puts a state into a fresh or a suspended Core, which is suspended
+// afterwards: Resume serves the queues. What the state says about guest memory
+// is checked when it is used, as everything that a driver writes.
+//
+// Interrupts and notifications are not state: after Resume the transport
+// raises each queue's interrupt once, and each queue looks at its ring.
+func (c *Core) SetState(s CoreState) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed || c.resetted != nil:
+		return errors.New("virtio: the device is closed or being reset")
+	case !c.suspended && c.Status() != 0:
+		return errors.New("virtio: a device in use must be suspended before it gets a state")
+	case s.ID != c.dev.ID():
+		return fmt.Errorf("%w: it is of a device of type %d, this one has type %d", ErrState, s.ID, c.dev.ID())
+	case len(s.Queues) != len(c.queues):
+		return fmt.Errorf("%w: it has %d queues, the device %d", ErrState, len(s.Queues), len(c.queues))
+	case s.Features&^c.offered != 0:
+		return fmt.Errorf("%w: the driver uses feature bits %#x, which the device does not have", ErrState, s.Features&^c.offered)
+	case s.Status&StatusDriverOK != 0 && s.Status&StatusFeaturesOK == 0:
+		return fmt.Errorf("%w: status %#x cannot be", ErrState, s.Status)
+	}
+	for i := range c.queues {
+		if s.Queues[i].Size > c.queues[i].cfg.MaxSize {
+			return fmt.Errorf("%w: queue %d has size %d, the device's at most %d", ErrState, i, s.Queues[i].Size, c.queues[i].cfg.MaxSize)
+		}
+	}
+	c.suspended = true
+	c.forget()
+	return c.remember(s)
+}
+
+// forget drops what a suspended device was doing; mu is held.
+func (c *Core) forget() {
+	for i := range c.queues {
+		if r := c.queues[i].run; r != nil {
+			r.q.Release()
+		}
+		c.queues[i] = coreQueue{cfg: initialQueue(c.queues[i].cfg.MaxSize)}
+	}
+	if c.active {
+		c.active = false
+		c.dev.Reset()
+	}
+	c.status.Store(0)
+	c.driver = 0
+}
+
+// remember is the second half of SetState; mu is held. After an error the
+// device is as after a reset.
+func (c *Core) remember(s CoreState) error {
+	c.driver = s.Features
+	c.generation.Store(s.Generation)
+	for i := range c.queues {
+		q, from := &c.queues[i], s.Queues[i]
+		q.cfg.Size, q.cfg.Desc, q.cfg.Driver, q.cfg.Device = from.Size, from.Desc, from.Driver, from.Device
+		q.cfg.Ready, q.cfg.AvailIndex, q.cfg.UsedIndex = from.Ready, from.AvailIndex, from.UsedIndex
+		q.dead = from.Broken
+	}
+	if s.Status&StatusDriverOK != 0 {
+		c.active = true
+		if err := c.dev.Activate(c.driver, c); err != nil {
+			c.forget()
+			return err
+		}
+	}
+	if k, ok := c.dev.(StateKeeper); ok {
+		if err := k.SetState(s.Device); err != nil {
+			c.forget()
+			return err
+		}
+	}
+	c.quiet.Store(s.Status&StatusDriverOK == 0)
+	c.status.Store(uint32(s.Status))
+	return nil
+}
