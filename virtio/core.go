@@ -65,14 +65,13 @@ type Core struct {
 	generation atomic.Uint32
 	quiet      atomic.Bool // no more interrupts: resetting or reset
 
-	mu          sync.Mutex
-	driver      uint64 // features the driver has accepted
-	queues      []coreQueue
-	active      bool          // the device is activated
-	suspended   bool          // queues are not served, and none starts
-	suspensions int           // how often, to tell them apart
-	resetted    chan struct{} // a reset is going on; closed at its end
-	closed      bool
+	mu        sync.Mutex
+	driver    uint64 // features the driver has accepted
+	queues    []coreQueue
+	active    bool          // the device is activated
+	suspended bool          // queues are not served, and none starts
+	resetted  chan struct{} // a reset is going on; closed at its end
+	closed    bool
 }
 
 // coreQueue is a queue's registers and, while it runs, its server.

@@ -53,8 +53,6 @@ func (c *Core) Suspend(ctx context.Context) error {
 		return errors.New("virtio: a device that is being reset cannot be suspended")
 	}
 	c.suspended = true
-	c.suspensions++
-	ours := c.suspensions
 	var runs []*queueRun
 	for i := range c.queues {
 		if r := c.queues[i].run; r != nil && !c.queues[i].resetting {
@@ -67,50 +65,56 @@ func (c *Core) Suspend(ctx context.Context) error {
 		select {
 		case <-r.done:
 		case <-ctx.Done():
-			// What has begun ends sometime; the queues go on then.
-			go func() {
-				for _, r := range runs {
-					<-r.done
-				}
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				if c.suspensions == ours { // else somebody else has asked
-					c.resume()
-				}
-			}()
+			c.Resume()
 			return fmt.Errorf("virtio: requests in flight do not end: %w", ctx.Err())
 		}
 	}
 	return nil
 }
 
-// Resume serves the queues again, from where they were.
+// Resume serves the queues again, from where they were. A queue that has not
+// finished what it had begun goes on when it has.
 func (c *Core) Resume() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.resume()
-}
-
-func (c *Core) resume() {
 	if !c.suspended {
 		return
 	}
 	c.suspended = false
-	if c.closed || c.resetted != nil || !c.active {
-		return
-	}
 	for i := range c.queues {
-		q := &c.queues[i]
-		if q.resetting || !q.cfg.Ready || q.broken() {
+		r := c.queues[i].run
+		if r == nil {
+			c.restart(i, nil)
 			continue
 		}
-		if q.run != nil {
-			q.cfg.AvailIndex, q.cfg.UsedIndex = q.run.q.Position()
-			q.run.q.Release()
-			q.run = nil
+		select {
+		case <-r.done:
+			c.restart(i, r)
+		default:
+			go func() {
+				<-r.done
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				c.restart(i, r)
+			}()
 		}
-		c.start(i)
 	}
+}
+
+// restart serves queue i on from where r, which has ended, left it; nil is a
+// queue that was given a state. mu is held.
+func (c *Core) restart(i int, r *queueRun) {
+	q := &c.queues[i]
+	if c.closed || c.resetted != nil || !c.active || c.suspended || // it is up to somebody else now
+		q.resetting || !q.cfg.Ready || q.run != r || q.broken() || r != nil && !r.q.Stopped() {
+		return
+	}
+	if r != nil {
+		q.cfg.AvailIndex, q.cfg.UsedIndex = r.q.Position()
+		r.q.Release()
+		q.run = nil
+	}
+	c.start(i)
 }
 
 // broken reports whether the queue's server has given it up.

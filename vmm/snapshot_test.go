@@ -2,7 +2,14 @@ package vmm
 
 import (
 	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/moovm/moovm/virtio"
+	"github.com/moovm/moovm/virtioblk"
 )
 
 func takeSnapshot(t testing.TB, m *Machine) *Snapshot {
@@ -15,10 +22,10 @@ func takeSnapshot(t testing.TB, m *Machine) *Snapshot {
 	return s
 }
 
-func forkOf(t testing.TB, s *Snapshot) (*Machine, *syncBuffer) {
+func forkOf(t testing.TB, s *Snapshot, devices ...virtio.Device) (*Machine, *syncBuffer) {
 	t.Helper()
 	out := new(syncBuffer)
-	m, err := s.Fork(ForkConfig{Console: Serial{Out: out}})
+	m, err := s.Fork(ForkConfig{Console: Serial{Out: out}, Devices: devices})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +81,7 @@ func hashingGuest(rounds uint32) asm {
 }
 
 func TestForkEndsAsItsParent(t *testing.T) {
-	m, out := newMachine(t, hashingGuest(30_000))
+	m, out := newMachine(t, hashingGuest(8_000))
 	if r, err := runToEnd(t, m); r != PowerOff || err != nil {
 		t.Fatal(r, err)
 	}
@@ -83,7 +90,7 @@ func TestForkEndsAsItsParent(t *testing.T) {
 		t.Fatalf("the guest printed %q", want)
 	}
 	for range 20 {
-		m, out := newMachine(t, hashingGuest(30_000))
+		m, out := newMachine(t, hashingGuest(8_000))
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -101,5 +108,231 @@ func TestForkEndsAsItsParent(t *testing.T) {
 		if out.String() != want || "!"+childOut.String() != want {
 			t.Fatalf("parent %q, child %q, want %q", out, childOut, want)
 		}
+	}
+}
+
+// slowDisk takes a while for every read.
+type slowDisk struct{ virtioblk.Backend }
+
+func (d slowDisk) ReadAt(p []byte, off int64) (int, error) {
+	time.Sleep(time.Millisecond)
+	return d.Backend.ReadAt(p, off)
+}
+
+func (j *ringsJob) device(t *testing.T) virtio.Device {
+	t.Helper()
+	dev, err := virtioblk.New(virtioblk.Config{Backend: slowDisk{j.disk(t)}, Queues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dev
+}
+
+// TestForkInDiskTraffic forks a guest at random instants while its disk works
+// on a request or an interrupt is on its way. The parent, its children and a
+// child's child end with every request answered; so does one that is rewound
+// when it was done.
+func TestForkInDiskTraffic(t *testing.T) {
+	for transport := range ringsTransports {
+		t.Run(transport, func(t *testing.T) {
+			for seed := range uint64(12) {
+				rng := rand.New(rand.NewPCG(seed, 7))
+				j := newRingsJob(t, transport, func(b virtioblk.Backend) virtioblk.Backend { return slowDisk{b} })
+				if err := j.m.Start(); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Duration(rng.IntN(40)) * time.Millisecond)
+				s, err := j.m.Snapshot(t.Context(), SnapshotOptions{})
+				if errors.Is(err, ErrClosed) {
+					continue // it was done already
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				end := func(who string, m *Machine, out *syncBuffer) {
+					t.Helper()
+					if r, err := waitFor(t, m); r != PowerOff || err != nil || out.String() != "k" {
+						t.Fatalf("seed %d, %s: %v, %v, console %q", seed, who, r, err, out)
+					}
+					j.check(t, m)
+				}
+				child, out := forkOf(t, s, j.device(t))
+				if err := child.Start(); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
+				second, err := child.Snapshot(t.Context(), SnapshotOptions{})
+				if err == nil {
+					defer second.Close()
+					grandchild, out := forkOf(t, second, j.device(t))
+					if rng.IntN(2) == 0 {
+						if err := grandchild.Rewind(t.Context(), s, SnapshotOptions{}); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if err := grandchild.Start(); err != nil {
+						t.Fatal(err)
+					}
+					if rng.IntN(2) == 0 {
+						time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
+						if err := grandchild.Rewind(t.Context(), s, SnapshotOptions{}); err != nil && !errors.Is(err, ErrClosed) {
+							t.Fatal(err)
+						}
+					}
+					r, err := waitFor(t, grandchild)
+					// One that was rewound may have said its letter twice.
+					if r != PowerOff || err != nil || !strings.HasSuffix(out.String(), "k") {
+						t.Fatalf("seed %d, grandchild: %v, %v, console %q", seed, r, err, out)
+					}
+					j.check(t, grandchild)
+				} else if !errors.Is(err, ErrClosed) {
+					t.Fatal(err)
+				}
+				end("child", child, out)
+				end("parent", j.m, j.out)
+			}
+		})
+	}
+}
+
+// TestForkRefuses names what does not fit.
+func TestForkRefuses(t *testing.T) {
+	m, out := newMachine(t, asm{}.print("!").spin(), func(c *Config) { c.Disks = []Disk{{Backend: zeroDisk(1 << 20)}} })
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "!")
+	s := takeSnapshot(t, m)
+	if _, err := s.Fork(ForkConfig{}); !errors.Is(err, ErrSnapshotDevices) {
+		t.Errorf("without its disk: %v", err)
+	}
+	dev, err := virtioblk.New(virtioblk.Config{Backend: zeroDisk(1 << 20), Queues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Fork(ForkConfig{Devices: []virtio.Device{dev}}); !errors.Is(err, virtio.ErrState) {
+		t.Errorf("with a disk of two queues: %v", err)
+	}
+	other, _ := newMachine(t, asm{}.spin(), func(c *Config) { c.CPUs = 2 })
+	if err := other.Rewind(t.Context(), s, SnapshotOptions{}); !errors.Is(err, ErrSnapshotDevices) {
+		t.Errorf("rewind of another machine: %v", err)
+	}
+	frozen := errors.New("the disk is full")
+	if _, err := m.Snapshot(t.Context(), SnapshotOptions{Frozen: func() error { return frozen }}); !errors.Is(err, frozen) {
+		t.Errorf("a disk that cannot be frozen: %v", err)
+	}
+	if st := m.Stats().State; st != "running" {
+		t.Errorf("after that the machine is %s", st)
+	}
+}
+
+// TestSnapshotWaits: a request that does not end fails the snapshot within its
+// time, and the machine goes on, as does the disk.
+func TestSnapshotWaits(t *testing.T) {
+	for transport := range ringsTransports {
+		gate := make(chan struct{})
+		j := newRingsJob(t, transport, func(b virtioblk.Backend) virtioblk.Backend { return gatedDisk{b, gate} })
+		if err := j.m.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a request", func() bool { return j.m.DiskStats(0).InFlight > 0 })
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		_, err := j.m.Snapshot(ctx, SnapshotOptions{})
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "device 0") {
+			t.Fatalf("snapshot with a disk that hangs: %v", err)
+		}
+		close(gate)
+		if r, err := waitFor(t, j.m); r != PowerOff || err != nil {
+			t.Fatal(r, err)
+		}
+		j.check(t, j.m)
+	}
+}
+
+// gatedDisk reads nothing before its gate opens.
+type gatedDisk struct {
+	virtioblk.Backend
+	gate chan struct{}
+}
+
+func (d gatedDisk) ReadAt(p []byte, off int64) (int, error) {
+	<-d.gate
+	return d.Backend.ReadAt(p, off)
+}
+
+func waitFor(t *testing.T, m *Machine) (ExitReason, error) {
+	t.Helper()
+	stop := time.AfterFunc(time.Minute, m.Stop)
+	defer stop.Stop()
+	return m.Wait()
+}
+
+// TestRewindThousands rewinds one machine again and again; it always goes on
+// from the same word, and nothing grows.
+func TestRewindThousands(t *testing.T) {
+	m, out := newMachine(t, checkingGuest())
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "!")
+	s := takeSnapshot(t, m)
+	frozen := word(t, ramFrom(t, s.mem), countedAt)
+	m.ram.later.Wait()
+	before := holdings(t)
+	for range 2000 {
+		if err := m.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Rewind(t.Context(), s, SnapshotOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := word(t, m.ram, countedAt); got != frozen {
+			t.Fatalf("rewound to %d, want %d", got, frozen)
+		}
+		if err := m.Resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := holdings(t); after.files > before.files || after.mappings > before.mappings+2 || after.goroutines > before.goroutines {
+		t.Errorf("before: %+v, after: %+v", before, after)
+	}
+	if out.String() != "!" {
+		t.Errorf("the guest does not read what it wrote: %q", out)
+	}
+}
+
+// TestForksLeakNothing makes, runs and ends hundreds of children of one parent.
+func TestForksLeakNothing(t *testing.T) {
+	m, out := newMachine(t, checkingGuest())
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "!")
+	s := takeSnapshot(t, m)
+	m.ram.later.Wait()
+	one := func() {
+		c, err := s.Fork(ForkConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 5 {
+		one()
+	}
+	before := holdings(t)
+	for range 200 {
+		one()
+	}
+	after := holdings(t)
+	if after.files > before.files || after.mappings > before.mappings || after.threads > before.threads+10 || after.goroutines > before.goroutines {
+		t.Errorf("before two hundred forks: %+v, after: %+v", before, after)
 	}
 }

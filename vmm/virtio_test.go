@@ -121,89 +121,126 @@ func (s *ringsScript) mmioDriver(_ *Machine, rings []*virtiotest.Ring) (doorbell
 	return doorbells, func() { s.w32(reg+0x64, 1) }
 }
 
+// ringsJob is a machine whose bare-metal guest drives a virtio disk of two
+// queues, one request after the other, and then powers off.
+type ringsJob struct {
+	m       *Machine
+	out     *syncBuffer
+	script  *ringsScript
+	places  []uint64 // of the requests, in every clone's memory
+	content []byte
+}
+
+const ringsRequests = 40
+
+var ringsTransports = map[string]struct {
+	transport  Transport
+	interrupts [2]uint32 // at least so many of each vector
+	driver     func(s *ringsScript, m *Machine, rings []*virtiotest.Ring) ([]uint64, func())
+}{
+	"pci":  {TransportPCI, [2]uint32{ringsRequests / 2, ringsRequests / 2}, (*ringsScript).pciDriver},
+	"mmio": {TransportMMIO, [2]uint32{ringsRequests, 0}, (*ringsScript).mmioDriver},
+}
+
+// newRingsJob makes one with the disk that wrap makes of its contents.
+func newRingsJob(t *testing.T, transport string, wrap func(virtioblk.Backend) virtioblk.Backend) *ringsJob {
+	t.Helper()
+	test := ringsTransports[transport]
+	j := &ringsJob{content: make([]byte, 1<<20), script: &ringsScript{}}
+	for i := range j.content {
+		j.content[i] = byte(i>>9*7 + i)
+	}
+	code, err := hex.DecodeString(ringsGuest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.m, j.out = newMachine(t, code, func(c *Config) {
+		c.Transport, c.Disks = test.transport, []Disk{{Backend: wrap(j.disk(t)), Queues: 2}}
+	})
+	ram := j.m.ram.low()
+	for i := range 2 {
+		gate, handler := ram[ringsIDT+16*(ringsVector+i):], uint32(ringsHandler+0x20*i)
+		binary.LittleEndian.PutUint16(gate, uint16(handler))
+		binary.LittleEndian.PutUint16(gate[2:], selBootCS)
+		gate[5] = 0x8e // present, an interrupt gate
+		binary.LittleEndian.PutUint16(gate[6:], uint16(handler>>16))
+	}
+	g := virtiotest.NewGuestOn(ram[virtiotest.GuestBase:addrLowEnd])
+	clear(g.Bytes) // the command line was here
+	rings := []*virtiotest.Ring{virtiotest.NewRing(g, 64, 0), virtiotest.NewRing(g, 64, 0)}
+	s := j.script
+	s.w32(addrLAPIC+0xf0, 0x1ff) // switch the local APIC on
+	doorbells, ack := test.driver(s, j.m, rings)
+	// All requests lie in the rings; the guest shows the device one after the
+	// other.
+	for i := range ringsRequests {
+		at, b := g.Alloc(32+512, 64)
+		j.places = append(j.places, at)
+		b[16] = 0xff
+		binary.LittleEndian.PutUint64(b[8:], uint64(i*3))
+		r := rings[i%2]
+		if _, err := r.Add(virtiotest.Buf{Addr: at, Len: 16}, virtiotest.Buf{Addr: at + 32, Len: 512, Write: true},
+			virtiotest.Buf{Addr: at + 16, Len: 1, Write: true}); err != nil {
+			t.Fatal(err)
+		}
+		s.w16(r.Driver+2, uint16(i/2+1))
+		s.kick(doorbells[i%2], i%2)
+		s.op(opIRQ, 0, 0)
+		s.op(opWait16, uint32(i/2+1), r.Device+2)
+		ack()
+	}
+	s.op(opPort, 'k', portCOM1)
+	s.op(opPort, sleepEnable|sleepTypeS5<<2, portSleep)
+	s.op(opIRQ, 0, 0)
+	copy(ram[ringsList:], s.b)
+	return j
+}
+
+// disk is a disk with the job's contents.
+func (j *ringsJob) disk(t *testing.T) virtioblk.Backend {
+	t.Helper()
+	disk := virtioblk.NewRAM(int64(len(j.content)))
+	if _, err := disk.WriteAt(j.content, 0); err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
+
+// check looks at what the requests have brought into m's memory.
+func (j *ringsJob) check(t *testing.T, m *Machine) {
+	t.Helper()
+	for i, at := range j.places {
+		b, err := m.ram.mem.Slice(at, 32+512)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b[16] != 0 || !bytes.Equal(b[32:], j.content[i*3*512:][:512]) {
+			t.Errorf("request %d: status %d, data % x…", i, b[16], b[32:48])
+		}
+	}
+}
+
 // A bare-metal guest drives a virtio disk of two queues. Its doorbells are
 // ioeventfds, which never leave the kernel; the completions are interrupts
 // that the guest takes, by irqfd.
 func TestVirtioBareMetal(t *testing.T) {
-	const requests = 40
-	for name, test := range map[string]struct {
-		transport  Transport
-		interrupts [2]uint32 // at least so many of each vector
-		driver     func(s *ringsScript, m *Machine, rings []*virtiotest.Ring) ([]uint64, func())
-	}{
-		"pci":  {TransportPCI, [2]uint32{requests / 2, requests / 2}, (*ringsScript).pciDriver},
-		"mmio": {TransportMMIO, [2]uint32{requests, 0}, (*ringsScript).mmioDriver},
-	} {
+	for name, test := range ringsTransports {
 		t.Run(name, func(t *testing.T) {
-			content := make([]byte, 1<<20)
-			for i := range content {
-				content[i] = byte(i>>9*7 + i)
+			j := newRingsJob(t, name, func(b virtioblk.Backend) virtioblk.Backend { return b })
+			m := j.m
+			if r, err := runToEnd(t, m); r != PowerOff || err != nil || j.out.String() != "k" {
+				t.Fatalf("%v, %v, console %q, exits %v", r, err, j.out, m.Exits())
 			}
-			disk := virtioblk.NewRAM(int64(len(content)))
-			if _, err := disk.WriteAt(content, 0); err != nil {
-				t.Fatal(err)
-			}
-			code, err := hex.DecodeString(ringsGuest)
-			if err != nil {
-				t.Fatal(err)
-			}
-			m, out := newMachine(t, code, func(c *Config) {
-				c.Transport, c.Disks = test.transport, []Disk{{Backend: disk, Queues: 2}}
-			})
-			ram := m.ram.low()
-			for i := range 2 {
-				gate, handler := ram[ringsIDT+16*(ringsVector+i):], uint32(ringsHandler+0x20*i)
-				binary.LittleEndian.PutUint16(gate, uint16(handler))
-				binary.LittleEndian.PutUint16(gate[2:], selBootCS)
-				gate[5] = 0x8e // present, an interrupt gate
-				binary.LittleEndian.PutUint16(gate[6:], uint16(handler>>16))
-			}
-			g := virtiotest.NewGuestOn(ram[virtiotest.GuestBase:addrLowEnd])
-			clear(g.Bytes) // the command line was here
-			rings := []*virtiotest.Ring{virtiotest.NewRing(g, 64, 0), virtiotest.NewRing(g, 64, 0)}
-			s := &ringsScript{}
-			s.w32(addrLAPIC+0xf0, 0x1ff) // switch the local APIC on
-			doorbells, ack := test.driver(s, m, rings)
-			// All requests lie in the rings; the guest shows the device one
-			// after the other.
-			var mem [requests][]byte
-			for i := range requests {
-				at, b := g.Alloc(32+512, 64)
-				mem[i], b[16] = b, 0xff
-				binary.LittleEndian.PutUint64(b[8:], uint64(i*3))
-				r := rings[i%2]
-				if _, err := r.Add(virtiotest.Buf{Addr: at, Len: 16}, virtiotest.Buf{Addr: at + 32, Len: 512, Write: true},
-					virtiotest.Buf{Addr: at + 16, Len: 1, Write: true}); err != nil {
-					t.Fatal(err)
-				}
-				s.w16(r.Driver+2, uint16(i/2+1))
-				s.kick(doorbells[i%2], i%2)
-				s.op(opIRQ, 0, 0)
-				s.op(opWait16, uint32(i/2+1), r.Device+2)
-				ack()
-			}
-			s.op(opPort, 'k', portCOM1)
-			s.op(opPort, sleepEnable|sleepTypeS5<<2, portSleep)
-			s.op(opIRQ, 0, 0)
-			copy(ram[ringsList:], s.b)
-
-			if r, err := runToEnd(t, m); r != PowerOff || err != nil || out.String() != "k" {
-				t.Fatalf("%v, %v, console %q, exits %v", r, err, out, m.Exits())
-			}
-			for i, b := range mem {
-				if b[16] != 0 || !bytes.Equal(b[32:], content[i*3*512:][:512]) {
-					t.Errorf("request %d: status %d, data % x…", i, b[16], b[32:48])
-				}
-			}
+			j.check(t, m)
 			for i, least := range test.interrupts {
-				if n := binary.LittleEndian.Uint32(ram[ringsCounters+4*i:]); n < least || n > least+2 {
+				if n := binary.LittleEndian.Uint32(m.ram.low()[ringsCounters+4*i:]); n < least || n > least+2 {
 					t.Errorf("%d interrupts of vector %d, want %d", n, i, least)
 				}
 			}
-			if n := m.Exits()["mmio"]; n != s.touches {
-				t.Errorf("%d exits by memory access, want %d: none for the %d doorbells", n, s.touches, requests)
+			if n := m.Exits()["mmio"]; n != j.script.touches {
+				t.Errorf("%d exits by memory access, want %d: none for the %d doorbells", n, j.script.touches, ringsRequests)
 			}
-			if st := m.DiskStats(0); st.Reads != requests || st.Errors != 0 {
+			if st := m.DiskStats(0); st.Reads != ringsRequests || st.Errors != 0 {
 				t.Errorf("%+v", st)
 			}
 		})
