@@ -10,9 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -22,49 +20,26 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// Exit statuses of every command; `run` adds its own.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
-
-	exitInterrupted = 128 + int(syscall.SIGINT)
-)
-
-// statusError carries an exit status; a nil err means that everything there
-// is to say has been said.
-type statusError struct {
-	status int
-	err    error
-}
-
-func (e *statusError) Error() string {
-	if e.err == nil {
-		return fmt.Sprintf("exit status %d", e.status)
-	}
-	return e.err.Error()
-}
-
-func (e *statusError) Unwrap() error { return e.err }
-
-// misuse is an error about how the command was called: its help is what remedies it.
-type misuse struct{ error }
-
-func (e misuse) Unwrap() error { return e.error }
-
-func usageError(err error) error { return &statusError{exitUsage, misuse{err}} }
-
 func main() {
-	guesttest.Hook() // this program is also the guests' init
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	status := run(ctx, os.Args[1:])
-	stop()
-	os.Exit(status)
+	guesttest.Hook(relayedRole()) // this program is also the guests' init
+	os.Exit(program(os.Args[1:], false))
 }
 
-func run(ctx context.Context, args []string) int {
-	root := newRoot(&globals{mayConfine: true})
+// program is what this process does, from its arguments to its exit status.
+func program(args []string, relayed bool) int {
+	g := &globals{args: args, relayed: relayed, mayConfine: true}
+	if relayed {
+		g.signals = catchInterrupts(signalTimeout, signalQuit)
+	} else {
+		g.signals = catchInterrupts()
+	}
+	defer g.signals.Close()
+	root := newRoot(g)
 	root.SetArgs(args)
+	return execute(g.signals.ctx, root)
+}
+
+func execute(ctx context.Context, root *cobra.Command) int {
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
@@ -92,6 +67,10 @@ type globals struct {
 	// own process go on afterwards.
 	mayConfine bool
 	noConfine  bool
+
+	args    []string // of this program
+	signals *interrupts
+	relayed bool // see relayedRole
 }
 
 func (g *globals) logger() *slog.Logger {

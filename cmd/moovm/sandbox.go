@@ -1,18 +1,14 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
-	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/host"
-	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/internal/sandbox"
 )
 
@@ -21,6 +17,7 @@ func newSandboxCommand(g *globals) *cobra.Command {
 	var (
 		c       sandbox.Config
 		console string
+		env     []string
 	)
 	cmd := &cobra.Command{
 		Use:   "sandbox [flags] -- COMMAND [ARG…]",
@@ -28,7 +25,10 @@ func newSandboxCommand(g *globals) *cobra.Command {
 		Long: `Boots an emulated host (QEMU without hardware help, its processor has AMD SVM)
 and runs COMMAND there: /dev/kvm works in it. All files of this machine are
 there as they are; what COMMAND writes is thrown away, except below the
-folders given with --writable. The exit status is the command's.`,
+folders given with --writable. Of the environment it gets PATH, HOME, USER, TERM,
+LANG, LC_*, TZ, TMPDIR and the like, MOOVM_*, and what --env names. An interrupt
+that comes before COMMAND has started ends the sandbox (exit status 130); later
+ones are COMMAND's, whose exit status is this program's.`,
 		Example: `  moovm sandbox -- ls -l /dev/kvm
   moovm sandbox --memory 8G --writable out -- ./e2e.test -test.v`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -62,11 +62,12 @@ folders given with --writable. The exit status is the command's.`,
 				defer f.Close()
 				c.Console = f
 			}
-			status, err := runInSandbox(cmd.Context(), c, args)
+			extra, err := variables(env)
 			if err != nil {
-				return err
+				return usageError(fmt.Errorf("moovm sandbox: %w", err))
 			}
-			return &statusError{status: status}
+			box := box{args: args, env: extra, terminal: true, failed: exitFailed}
+			return box.run(cmd.Context(), g, c)
 		},
 	}
 	f := cmd.Flags()
@@ -75,34 +76,26 @@ folders given with --writable. The exit status is the command's.`,
 	f.Var(&memory, "memory", "memory of the emulated host")
 	f.IntVar(&c.CPUs, "cpus", sandbox.DefaultCPUs, "processors of the emulated host")
 	f.StringArrayVar(&c.Writable, "writable", nil, "`DIR` the command may write to (repeatable)")
+	f.StringArrayVar(&env, "env", nil, "`NAME[=VALUE]`: a further environment variable for COMMAND, with its value here if none is given (repeatable)")
 	f.StringVar(&console, "console", "", "keep what the emulated host's kernel says in `FILE`")
 	f.StringVar(&c.QEMU, "qemu", "", "emulator `PROGRAM` (default "+sandbox.DefaultQEMU+")")
 	f.SetInterspersed(false)
 	return cmd
 }
 
-// runInSandbox fills in what every use of the sandbox has in common: this
-// program as init, this environment and folder, this terminal.
-func runInSandbox(ctx context.Context, c sandbox.Config, args []string) (int, error) {
-	init, err := reexec.Path()
-	if err != nil {
-		return 0, err
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return 0, err
-	}
-	// The shell's search for the program happens here, where the user is.
-	if path, err := exec.LookPath(args[0]); err == nil {
-		if args[0], err = filepath.Abs(path); err != nil {
-			return 0, err
+// variables are NAME=VALUE of what --env gave. A name alone that is not set here
+// is left out.
+func variables(env []string) (out []string, err error) {
+	for _, e := range env {
+		name, _, valued := strings.Cut(e, "=")
+		if name == "" {
+			return nil, fmt.Errorf("--env %s: write NAME or NAME=VALUE", e)
+		}
+		if value, set := os.LookupEnv(name); !valued && set {
+			out = append(out, name+"="+value)
+		} else if valued {
+			out = append(out, e)
 		}
 	}
-	c.Init = init
-	c.Command = guest.Command{Args: args, Env: append(os.Environ(), host.SandboxEnv+"=1"), Dir: dir}
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())) {
-		c.Command.Terminal = true
-	}
-	return sandbox.Run(ctx, c)
+	return out, nil
 }

@@ -11,6 +11,7 @@ import (
 // shareFlag is one --share TAG=DIR[,rw].
 type shareFlag struct {
 	tag, dir string
+	text     string // as it was typed, for errors; the request sets it
 	writable bool
 }
 

@@ -65,10 +65,7 @@ oops or a lockup, is 1.`,
 			}
 			// Not the command's context: a signal is the test binary's.
 			status, err := guesttest.Run(context.Background(), c, args[0], args[1:])
-			if err != nil || status != 0 {
-				return &statusError{status, err}
-			}
-			return nil
+			return exitWith(status, err)
 		},
 	}
 	f := cmd.Flags()

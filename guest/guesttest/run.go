@@ -34,12 +34,13 @@ func ExtraDisks() []string { return strings.Fields(os.Getenv(disksEnv)) }
 // Hook is for programs that run test binaries with Run. It must be the first
 // thing in main: the program is also the init of the guests, and does the work
 // in the sandbox. Main and HostMain call it; a TestMain that does anything
-// before them calls it itself.
-func Hook() {
+// before them calls it itself. A program that starts itself for other purposes
+// gives the roles for that.
+func Hook(roles ...reexec.Role) {
 	if guest.IsInit() {
 		guest.InitMain()
 	}
-	reexec.Do(sandbox.Server(), jobRole())
+	reexec.Do(append(roles, sandbox.Server(), jobRole())...)
 }
 
 // jobRole runs the job in the file that it is told, on the emulated host.

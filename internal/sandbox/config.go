@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/moovm/moovm/guest"
 )
@@ -51,15 +52,28 @@ type Config struct {
 	WindowSizes <-chan WindowSize
 	// OnStart is called when the command is about to start; may be nil.
 	OnStart func(what string)
-	// Signals are sent to the command as they come; may be nil. A context that
-	// ends sends SIGINT, and does not wait for ever.
+	// Signals are sent to the command as they come; may be nil. One that comes
+	// before the command has started ends the sandbox at once, with an
+	// InterruptedError; after the second the command must end soon, the third
+	// ends the sandbox.
 	Signals <-chan os.Signal
+	// EndSignal is what tells the command that the context has ended, for its
+	// cause; nil sends SIGINT. It is not waited for ever.
+	EndSignal func(cause error) syscall.Signal
 	// Console takes what the emulated host's kernel says; nil discards it.
 	Console io.Writer
 	// QEMU is the emulator's program; empty means DefaultQEMU from PATH.
 	QEMU string
 	// Logger takes the package's own messages; nil discards them.
 	Logger *slog.Logger
+}
+
+// InterruptedError says that a signal ended the sandbox before its command had
+// started, or because the command did not end.
+type InterruptedError struct{ Signal syscall.Signal }
+
+func (e *InterruptedError) Error() string {
+	return fmt.Sprintf("the sandbox was interrupted (%v)", e.Signal)
 }
 
 // WindowSize is a terminal's size in characters.
@@ -83,6 +97,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Console == nil {
 		c.Console = io.Discard
+	}
+	if c.EndSignal == nil {
+		c.EndSignal = func(error) syscall.Signal { return syscall.SIGINT }
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -99,9 +99,12 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	state, ctlErr := relay(ctx, &c, ours, kill)
 	waitErr := cmd.Wait()
 	c.Logger.Info("sandbox ended", "status", state.Status, "took", time.Since(started).Round(time.Millisecond))
+	var interrupted *InterruptedError
 	switch {
 	case state.Exited:
 		return state.Status, nil
+	case errors.As(context.Cause(life), &interrupted):
+		return 0, interrupted
 	case state.Failure != nil:
 		return 0, fmt.Errorf("the sandbox could not start the command: %w", state.Failure)
 	case ctx.Err() != nil:

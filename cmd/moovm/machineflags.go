@@ -1,0 +1,131 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/vmm"
+)
+
+// machineFlags describe the guest on the command line, as it was typed. What is
+// asked with them is a machineRequest.
+type machineFlags struct {
+	kernel, modules, initrd, append string
+	disks                           []string
+	base                            string
+	shares                          []string
+	memory                          sizeFlag
+	cpus                            int
+	noTree                          bool
+	timeout                         time.Duration
+	console                         string
+	accel                           string
+	virtio                          string
+	metrics                         string
+	noConfine                       bool
+	tty                             bool
+	images                          imageFlags
+}
+
+func (m *machineFlags) register(f *pflag.FlagSet) {
+	m.memory = guest.DefaultMemory
+	f.StringVar(&m.kernel, "kernel", "", "kernel `FILE`: vmlinuz (bzImage) or ELF vmlinux (default: $MOOVM_KERNEL, or the cached one)")
+	f.StringVar(&m.modules, "modules", "", "the kernel's modules `DIR` (default: beside the kernel, or /lib/modules)")
+	f.StringVar(&m.initrd, "initrd", "", "initrd `FILE` instead of moovm's own init")
+	f.StringVar(&m.append, "append", "", "added to the kernel's command line: `\"ARG…\"`")
+	f.StringArrayVar(&m.disks, "disk", nil, "`FILE[,ro][,serial=NAME][,format=raw|cow]` (repeatable); the first is /dev/vda, after --base /dev/vdb")
+	f.StringVar(&m.base, "base", "", "an ephemeral overlay on `FILE` as /dev/vda, gone when the machine stops")
+	f.StringArrayVar(&m.shares, "share", nil, "`TAG=DIR[,rw]`: a folder of this machine, at /mnt/TAG in the guest (repeatable); read-only unless rw")
+	f.Var(&m.memory, "memory", "the guest's memory")
+	f.IntVar(&m.cpus, "cpus", 1, "the guest's processors")
+	f.BoolVar(&m.noTree, "no-9p", false, "leave the metadata tree out")
+	f.DurationVar(&m.timeout, "timeout", 0, "stop the machine after `TIME`, such as 60s (exit status 124); starting the sandbox counts")
+	f.StringVar(&m.console, "console", "", "write the serial console to `FILE` (- for standard output)")
+	f.StringVar(&m.accel, "accel", host.AccelAuto, "auto, kvm or sandbox: where the machine runs")
+	f.StringVar(&m.virtio, "virtio", "pci", "pci or mmio: how disks and shares are attached to the machine")
+	f.StringVar(&m.metrics, "metrics", "", "`unix:PATH` of a socket to make, where Prometheus can read the machine's counters by HTTP")
+	f.BoolVar(&m.noConfine, "no-confine", false, noConfineHelp)
+	f.BoolVarP(&m.tty, "tty", "t", false, "give COMMAND a terminal, which is this one: for shells, editors and passwords")
+	m.images.register(f)
+}
+
+// machineRequest is what is asked of `moovm run`: plain data, checked as far as
+// it can be without looking at files.
+type machineRequest struct {
+	kernel, modules, initrd, append string
+	base                            string // becomes the first disk
+	disks                           []diskFlag
+	shares                          []shareFlag
+	images                          imageFlags
+	memory                          int64
+	cpus                            int
+	noTree                          bool
+	transport                       vmm.Transport
+
+	command []string // empty: the disk's init takes over
+	tty     bool     // the command has a terminal
+	timeout time.Duration
+	console string // a file, "-" or empty
+	accel   string
+	metrics string // the socket's path, or empty
+	confine bool
+}
+
+// request finds what is wrong with the flags alone, and takes them apart.
+func (m *machineFlags) request(command []string) (*machineRequest, error) {
+	r := &machineRequest{
+		kernel: m.kernel, modules: m.modules, initrd: m.initrd, append: m.append, base: m.base, images: m.images,
+		memory: int64(m.memory), cpus: m.cpus, noTree: m.noTree,
+		command: command, tty: m.tty, timeout: m.timeout, console: m.console, accel: m.accel, confine: !m.noConfine,
+	}
+	if host.CheckAccel(m.accel) != nil || m.accel == "" {
+		return nil, fmt.Errorf("--accel %s: use auto, kvm or sandbox", m.accel)
+	}
+	switch m.virtio {
+	case "pci":
+	case "mmio":
+		r.transport = vmm.TransportMMIO
+	default:
+		return nil, fmt.Errorf("--virtio %s: use pci or mmio", m.virtio)
+	}
+	switch {
+	case m.timeout < 0:
+		return nil, fmt.Errorf("--timeout %v: a time cannot be negative", m.timeout)
+	case len(command) > 0 && m.initrd != "":
+		return nil, errors.New("an initrd of your own cannot run a COMMAND; leave --initrd or COMMAND out")
+	case m.tty && len(command) == 0:
+		return nil, errors.New("--tty is for a COMMAND; without one, the terminal is the guest's console anyway")
+	}
+	if m.metrics != "" {
+		var ok bool
+		if r.metrics, ok = strings.CutPrefix(m.metrics, "unix:"); !ok || r.metrics == "" {
+			return nil, fmt.Errorf("--metrics %s: write unix:PATH", m.metrics)
+		}
+	}
+	for _, d := range m.disks {
+		f, err := parseDisk(d)
+		if err != nil {
+			return nil, err
+		}
+		r.disks = append(r.disks, f)
+	}
+	tags := make(map[string]bool)
+	for _, s := range m.shares {
+		f, err := parseShare(s)
+		if err != nil {
+			return nil, err
+		}
+		if tags[f.tag] {
+			return nil, fmt.Errorf("--share: the tag %s is used twice", f.tag)
+		}
+		tags[f.tag], f.text = true, s
+		r.shares = append(r.shares, f)
+	}
+	return r, nil
+}

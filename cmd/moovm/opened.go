@@ -1,0 +1,121 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/internal/host"
+)
+
+// opened is what a request names, open and locked.
+type opened struct {
+	kernel  *guest.Kernel
+	modules *guest.Modules // nil: the kernel has all it needs built in
+	initrd  []byte
+	disks   []guest.Disk
+	shares  []guest.Share
+
+	closers []io.Closer
+}
+
+func (o *opened) Close() {
+	for _, c := range o.closers {
+		c.Close()
+	}
+}
+
+// open opens all that the request names, or nothing.
+func (r *machineRequest) open() (_ *opened, err error) {
+	o := &opened{}
+	defer func() {
+		if err != nil {
+			o.Close()
+		}
+	}()
+	if err := r.openKernel(o); err != nil {
+		return nil, err
+	}
+	if err := r.openDisks(o); err != nil {
+		return nil, err
+	}
+	return o, r.openShares(o)
+}
+
+func (r *machineRequest) openKernel(o *opened) (err error) {
+	if r.kernel == "" {
+		if r.kernel, err = host.Kernel(); err != nil {
+			return err
+		}
+	}
+	if o.kernel, err = guest.LoadKernel(r.kernel); err != nil {
+		return err
+	}
+	o.closers = append(o.closers, o.kernel)
+	switch {
+	case r.initrd != "":
+		o.initrd, err = r.readInitrd()
+	case r.modules != "":
+		o.modules, err = guest.OpenModules(r.modules, o.kernel.Release)
+	default:
+		if o.modules, err = guest.FindModules(o.kernel); errors.Is(err, guest.ErrNoModules) {
+			err = nil
+		}
+	}
+	return err
+}
+
+// readInitrd reads the initrd if the guest's memory can hold it.
+func (r *machineRequest) readInitrd() ([]byte, error) {
+	st, err := os.Stat(r.initrd)
+	if err != nil {
+		return nil, fmt.Errorf("initrd: %w", err)
+	}
+	if st.Size() > r.memory {
+		return nil, fmt.Errorf("initrd %s: its %s do not fit into the guest's memory of %s; raise --memory", r.initrd,
+			humanize.IBytes(uint64(st.Size())), humanize.IBytes(uint64(r.memory)))
+	}
+	b, err := os.ReadFile(r.initrd)
+	if err != nil {
+		return nil, fmt.Errorf("initrd: %w", err)
+	}
+	return b, nil
+}
+
+// openDisks opens the base's overlay, then the disks.
+func (r *machineRequest) openDisks(o *opened) error {
+	if r.base != "" {
+		d, err := openEphemeral(r.base, r.images.options())
+		if err != nil {
+			return err
+		}
+		o.closers = append(o.closers, d)
+		o.disks = append(o.disks, guest.Disk{COW: d})
+	}
+	for _, f := range r.disks {
+		d, err := f.open(r.images.options())
+		if err != nil {
+			return err
+		}
+		o.closers = append(o.closers, d)
+		o.disks = append(o.disks, guest.Disk{COW: d, ReadOnly: f.readOnly, Serial: f.serial})
+	}
+	return nil
+}
+
+func (r *machineRequest) openShares(o *opened) error {
+	for _, f := range r.shares {
+		s, err := sharefs.New(f.dir, sharefs.Options{Writable: f.writable})
+		if err != nil {
+			return fmt.Errorf("--share %s: %w", f.text, err)
+		}
+		o.closers = append(o.closers, s)
+		o.shares = append(o.shares, guest.Share{Tag: f.tag, Attacher: s, Target: f.target(), ReadOnly: !f.writable})
+	}
+	return nil
+}
