@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -207,7 +208,7 @@ func (m *Machine) setUpVCPUs(boot bootImage) error {
 		if err != nil {
 			khz = 0 // unknown: the guest measures
 		}
-		if err := c.v.SetCPUID(cpuidFor(supported, i, m.cfg.CPUs, khz, deadline)); err != nil {
+		if err := c.setCPUID(cpuidFor(slices.Clone(supported), i, m.cfg.CPUs, khz, deadline)); err != nil {
 			return err
 		}
 	}

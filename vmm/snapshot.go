@@ -53,6 +53,7 @@ type machineState struct {
 type Snapshot struct {
 	state machineState
 	mem   *image
+	saved bool // opened from files: it may be from another host
 
 	closeOnce sync.Once
 	closeErr  error
@@ -245,11 +246,21 @@ func (s *Snapshot) Fork(cfg ForkConfig) (_ *Machine, err error) {
 	if err = m.createVM(); err != nil {
 		return nil, err
 	}
+	if s.saved {
+		if err = s.fitsHost(m.sys); err != nil {
+			return nil, err
+		}
+	}
 	if err = m.createDevices(); err != nil {
 		return nil, err
 	}
 	if err = m.createVCPUs(); err != nil {
 		return nil, err
+	}
+	for i, c := range m.vcpus {
+		if err = c.setCPUID(s.state.VCPUs[i].CPUID); err != nil {
+			return nil, err
+		}
 	}
 	if err = m.ram.show(s.mem); err != nil {
 		return nil, err
@@ -259,6 +270,20 @@ func (s *Snapshot) Fork(cfg ForkConfig) (_ *Machine, err error) {
 	}
 	m.restored = true
 	return m, nil
+}
+
+// fitsHost says whether the snapshot's processors can run here.
+func (s *Snapshot) fitsHost(sys *kvm.System) error {
+	supported, err := sys.SupportedCPUID()
+	if err != nil {
+		return err
+	}
+	for _, v := range s.state.VCPUs {
+		if err := fits(v.CPUID, supported); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Rewind puts the machine back to a snapshot: its own, or one of a machine of

@@ -17,9 +17,17 @@ type vcpu struct {
 	m     *Machine
 	id    int
 	v     *kvm.VCPU
-	tid   atomic.Int32 // of the running thread; 0 = none
+	cpuid []kvm.CPUIDEntry // what it was told, and never changes
+	tid   atomic.Int32     // of the running thread; 0 = none
 	exits [numExitKinds]atomic.Uint64
 	time  threadTime
+}
+
+// setCPUID says once what the processor is. KVM keeps the bits up to date that
+// follow control registers.
+func (c *vcpu) setCPUID(entries []kvm.CPUIDEntry) error {
+	c.cpuid = entries
+	return c.v.SetCPUID(entries)
 }
 
 // numExitKinds bounds the exits counted by kind.

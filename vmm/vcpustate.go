@@ -96,9 +96,7 @@ func (c *vcpu) state(f featureState) (s vcpuState, err error) {
 		return fail(err)
 	}
 	s.DebugRegs, s.LAPIC = *debug, *lapic
-	if s.CPUID, err = v.CPUID(); err != nil {
-		return fail(err)
-	}
+	s.CPUID = c.cpuid
 	if err := c.timeState(&s); err != nil {
 		return fail(err)
 	}
@@ -140,14 +138,11 @@ func (c *vcpu) tsc() (uint64, error) {
 	return m[0].Data, err
 }
 
-// setState puts a state into a fresh processor, in the order that KVM needs.
-// offset is the machine's TSC offset, nil where the host has none.
+// setState puts a state into a processor whose CPUID is set, in the order that
+// KVM needs. offset is the machine's TSC offset, nil where the host has none.
 func (c *vcpu) setState(s *vcpuState, f featureState, offset *uint64) error {
 	v := c.v
 	fail := func(err error) error { return fmt.Errorf("restore CPU %d: %w", c.id, err) }
-	if err := v.SetCPUID(s.CPUID); err != nil {
-		return fail(err)
-	}
 	for _, step := range []func() error{
 		func() error { return v.SetMPState(s.MPState) },
 		func() error { return v.SetRegs(&s.Regs) },

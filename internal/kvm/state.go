@@ -1,6 +1,7 @@
 package kvm
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -28,7 +29,6 @@ const (
 	nrGetMSRIndexList = 0x02
 	nrGetIRQChip      = 0x62
 	nrSetIRQChip      = 0x63
-	nrGetCPUID2       = 0x91
 	nrGetPIT2         = 0x9f
 	nrSetPIT2         = 0xa0
 	nrGetDebugRegs    = 0xa1
@@ -79,6 +79,9 @@ func (s *System) XSaveSize() int {
 	return 0
 }
 
+// ChipOf is the controller that c was read from.
+func ChipOf(c *IRQChip) uint32 { return binary.LittleEndian.Uint32(c[:]) }
+
 // IRQChip reads an interrupt controller (KVM_GET_IRQCHIP).
 func (m *VM) IRQChip(id uint32) (*IRQChip, error) {
 	c := new(IRQChip)
@@ -102,15 +105,6 @@ func (m *VM) PIT() (*PIT, error) {
 // SetPIT writes the 8254 timer (KVM_SET_PIT2).
 func (m *VM) SetPIT(p *PIT) error {
 	return wrap("KVM_SET_PIT2", ioctlPtr(m.fd, iow[PIT](nrSetPIT2), p))
-}
-
-// CPUID reads back what SetCPUID has set (KVM_GET_CPUID2).
-func (v *VCPU) CPUID() ([]CPUIDEntry, error) {
-	t := &cpuidTable{nent: maxCPUIDEntries}
-	if err := ioctlPtr(v.fd, gokvm.IIOWR(nrGetCPUID2, 8), t); err != nil {
-		return nil, fmt.Errorf("KVM_GET_CPUID2: %w", err)
-	}
-	return append([]CPUIDEntry(nil), t.entries[:min(t.nent, maxCPUIDEntries)]...), nil
 }
 
 // XSave reads the extended processor state into p, which has

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
@@ -268,34 +269,38 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 	return wrap("KVM_SET_CPUID2", ioctlPtr(v.fd, gokvm.IIOW(nrSetCPUID2, 8), t))
 }
 
-// SetMSRs writes model-specific registers. KVM stops at the first it refuses;
-// the error names it.
+// SetMSRs writes model-specific registers in order. KVM stops at the first it
+// refuses; the error names it.
 func (v *VCPU) SetMSRs(msrs []MSREntry) error {
-	if len(msrs) > maxMSRs {
-		return fmt.Errorf("KVM_SET_MSRS: %d registers, at most %d", len(msrs), maxMSRs)
+	for part := range slices.Chunk(msrs, maxMSRs) {
+		t := &msrTable{nmsrs: uint32(len(part))}
+		copy(t.entries[:], part)
+		n, err := ioctlCount(v.fd, gokvm.IIOW(nrSetMSRs, 8), t)
+		if err == nil && n < len(part) {
+			err = fmt.Errorf("register %#x refused", part[n].Index)
+		}
+		if err != nil {
+			return wrap("KVM_SET_MSRS", err)
+		}
 	}
-	t := &msrTable{nmsrs: uint32(len(msrs))}
-	copy(t.entries[:], msrs)
-	n, err := ioctlCount(v.fd, gokvm.IIOW(nrSetMSRs, 8), t)
-	if err == nil && n < len(msrs) {
-		err = fmt.Errorf("register %#x refused", msrs[n].Index)
-	}
-	return wrap("KVM_SET_MSRS", err)
+	return nil
 }
 
 // MSRs reads the Data of the model-specific registers named by Index.
 func (v *VCPU) MSRs(msrs []MSREntry) error {
-	if len(msrs) > maxMSRs {
-		return fmt.Errorf("KVM_GET_MSRS: %d registers, at most %d", len(msrs), maxMSRs)
+	for part := range slices.Chunk(msrs, maxMSRs) {
+		t := &msrTable{nmsrs: uint32(len(part))}
+		copy(t.entries[:], part)
+		n, err := ioctlCount(v.fd, gokvm.IIOWR(nrGetMSRs, 8), t)
+		if err == nil && n < len(part) {
+			err = fmt.Errorf("register %#x refused", part[n].Index)
+		}
+		if err != nil {
+			return wrap("KVM_GET_MSRS", err)
+		}
+		copy(part, t.entries[:])
 	}
-	t := &msrTable{nmsrs: uint32(len(msrs))}
-	copy(t.entries[:], msrs)
-	n, err := ioctlCount(v.fd, gokvm.IIOWR(nrGetMSRs, 8), t)
-	if err == nil && n < len(msrs) {
-		err = fmt.Errorf("register %#x refused", msrs[n].Index)
-	}
-	copy(msrs, t.entries[:])
-	return wrap("KVM_GET_MSRS", err)
+	return nil
 }
 
 // TSCKHz is the guest's time stamp counter frequency in kHz.
