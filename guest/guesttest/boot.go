@@ -273,7 +273,7 @@ func runGuestOnce(j *job, signals <-chan os.Signal, last bool) (status int, err 
 	stdout := &tracker{out: os.Stdout}
 	watch := &consoleWatch{test: stdout.current}
 	if j.Keep != "" {
-		f, err := os.Create(filepath.Join(j.Keep, "console.log"))
+		f, err := os.Create(filepath.Join(j.Keep, consoleLog))
 		if err != nil {
 			return guest.StatusCannotRun, err
 		}
@@ -349,7 +349,7 @@ func (s *setup) keepRoot(dir string) error {
 		return err
 	}
 	defer in.Close()
-	out, err := os.Create(filepath.Join(dir, "root.cow"))
+	out, err := os.Create(filepath.Join(dir, rootOverlay))
 	if err != nil {
 		return err
 	}

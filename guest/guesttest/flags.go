@@ -1,10 +1,7 @@
 package guesttest
 
 import (
-	"bytes"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,9 +20,18 @@ type outputs struct {
 type output struct {
 	name   string // below out
 	target string // on this machine, absolute
-	dir    bool
-	cover  bool // a coverage profile: those of several kernels are joined
+	kind   outputKind
 }
+
+type outputKind int
+
+const (
+	outputFile      outputKind = iota
+	outputProfile              // of coverage: those of several kernels are joined
+	outputCover                // a folder of coverage data
+	outputNothing              // a folder of which nothing comes back
+	outputArtifacts            // a folder of which the artifacts come back
+)
 
 // fileFlags are the flags of a test binary that name a file to write; true =
 // below -test.outputdir.
@@ -53,7 +59,8 @@ func testFlag(arg string) (name, value string, hasValue, ok bool) {
 func redirect(args, env []string, dir, out string) ([]string, []string, *outputs) {
 	o := &outputs{out: out}
 	args, env = slices.Clone(args), slices.Clone(env)
-	outputDir, artifacts := dir, false
+	outputDir, artifacts := dir, outputNothing
+	hasDir := false
 	end := len(args) // of the flags
 	for i := 0; i < len(args); i++ {
 		name, value, hasValue, ok := testFlag(args[i])
@@ -76,7 +83,10 @@ func redirect(args, env []string, dir, out string) ([]string, []string, *outputs
 		case name == "outputdir" && value != "":
 			outputDir = join(dir, value)
 		case name == "artifacts":
-			artifacts = !hasValue || value == "true" || value == "1"
+			artifacts = outputNothing
+			if on, err := strconv.ParseBool(value); !hasValue || err == nil && on {
+				artifacts = outputArtifacts
+			}
 		}
 	}
 	for i := range args[:end] {
@@ -87,22 +97,22 @@ func redirect(args, env []string, dir, out string) ([]string, []string, *outputs
 		below, isFile := fileFlags[name]
 		switch {
 		case isFile && below:
-			args[i] = "-test." + name + "=" + o.add(join(outputDir, value), false, name == "coverprofile")
+			args[i] = "-test." + name + "=" + o.add(join(outputDir, value), fileKind(name))
 		case isFile:
-			args[i] = "-test." + name + "=" + o.add(join(dir, value), false, false)
+			args[i] = "-test." + name + "=" + o.add(join(dir, value), fileKind(name))
 		case name == "gocoverdir":
-			args[i] = "-test." + name + "=" + o.add(join(dir, value), true, false)
+			args[i] = "-test." + name + "=" + o.add(join(dir, value), outputCover)
 		case name == "outputdir":
-			args[i] = "-test.outputdir=" + o.add(outputDir, true, false)
-			artifacts = false
+			args[i] = "-test.outputdir=" + o.add(outputDir, artifacts)
+			hasDir = true
 		}
 	}
-	if artifacts {
-		args = slices.Insert(args, 0, "-test.outputdir="+o.add(outputDir, true, false))
+	if artifacts == outputArtifacts && !hasDir {
+		args = slices.Insert(args, 0, "-test.outputdir="+o.add(outputDir, artifacts))
 	}
 	for i, e := range env {
 		if v, ok := strings.CutPrefix(e, "GOCOVERDIR="); ok && v != "" {
-			env[i] = "GOCOVERDIR=" + o.add(join(dir, v), true, false)
+			env[i] = "GOCOVERDIR=" + o.add(join(dir, v), outputCover)
 		}
 	}
 	return args, env, o
@@ -123,9 +133,16 @@ func join(dir, path string) string {
 	return filepath.Join(dir, path)
 }
 
+func fileKind(flag string) outputKind {
+	if flag == "coverprofile" {
+		return outputProfile
+	}
+	return outputFile
+}
+
 // add gives an output its place and returns that.
-func (o *outputs) add(target string, dir, cover bool) string {
-	it := output{name: filepath.Join("o"+strconv.Itoa(len(o.items)), filepath.Base(target)), target: target, dir: dir, cover: cover}
+func (o *outputs) add(target string, kind outputKind) string {
+	it := output{name: filepath.Join("o"+strconv.Itoa(len(o.items)), filepath.Base(target)), target: target, kind: kind}
 	if target == "/" {
 		it.name = filepath.Join(filepath.Dir(it.name), "root")
 	}
@@ -137,7 +154,7 @@ func (o *outputs) add(target string, dir, cover bool) string {
 func (o *outputs) prepare() error {
 	for _, it := range o.items {
 		dir := filepath.Join(o.out, it.name)
-		if !it.dir {
+		if it.kind == outputFile || it.kind == outputProfile {
 			dir = filepath.Dir(dir)
 		}
 		if err := os.MkdirAll(dir, 0o777); err != nil {
@@ -147,10 +164,9 @@ func (o *outputs) prepare() error {
 	return nil
 }
 
-// collect brings back what was written; first is false when an earlier run
-// has brought its files back already. The guest may have put anything there:
-// nothing outside of the folder is followed, only regular files count.
-func (o *outputs) collect(first bool) error {
+// collect brings back what was written, with c. A run brings back no other
+// names than those that its flags imply.
+func (o *outputs) collect(c *collector) error {
 	if len(o.items) == 0 {
 		return nil
 	}
@@ -160,69 +176,19 @@ func (o *outputs) collect(first bool) error {
 	}
 	defer root.Close()
 	for _, it := range o.items {
-		if it.dir {
-			err = copyTree(root, it.name, it.target)
-		} else {
-			err = copyFile(root, it.name, it.target, it.cover && !first)
+		switch it.kind {
+		case outputFile, outputProfile:
+			err = c.named(root, it.name, it.target, it.kind == outputProfile)
+		case outputCover:
+			err = c.folder(root, it.name, it.target, coverNames)
+		case outputArtifacts:
+			err = c.folder(root, filepath.Join(it.name, artifactsDir), filepath.Join(it.target, artifactsDir), nil)
 		}
 		if err != nil {
 			return fmt.Errorf("bring back %s from the guest: %w", it.target, err)
 		}
 	}
 	return nil
-}
-
-// copyFile copies one file; one that was not written is no error.
-func copyFile(root *os.Root, name, target string, joinCover bool) error {
-	st, err := root.Lstat(name)
-	if err != nil || !st.Mode().IsRegular() {
-		return nil
-	}
-	in, err := root.Open(name)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	how := os.O_TRUNC
-	var r io.Reader = in
-	if joinCover {
-		b, err := io.ReadAll(in)
-		if err != nil {
-			return err
-		}
-		_, b, _ = bytes.Cut(b, []byte("\n")) // mode: …
-		how, r = os.O_APPEND, bytes.NewReader(b)
-	}
-	out, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|how, 0o666)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, r)
-	if err2 := out.Close(); err == nil {
-		err = err2
-	}
-	return err
-}
-
-// copyTree copies the files of a folder.
-func copyTree(root *os.Root, name, target string) error {
-	return fs.WalkDir(root.FS(), name, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(name, path)
-		if err != nil {
-			return err
-		}
-		to := filepath.Join(target, rel)
-		switch {
-		case d.IsDir():
-			return os.MkdirAll(to, 0o777)
-		case d.Type().IsRegular():
-			return copyFile(root, path, to, false)
-		}
-		return nil
-	})
 }
 
 // flagValue returns the last value of a flag of the test binary.

@@ -14,7 +14,7 @@ func TestRedirect(t *testing.T) {
 	profile := filepath.Join(t.TempDir(), "abs.prof")
 	args := []string{
 		"-test.v=test2json", "-test.run", "X", "-test.coverprofile=c.out", "--test.cpuprofile", profile,
-		"-test.outputdir=sub", "-test.testlogfile=log", "-test.gocoverdir=cover", "-test.short", "rest", "-test.trace=not-a-flag",
+		"-test.outputdir=sub", "-test.artifacts", "-test.testlogfile=log", "-test.gocoverdir=cover", "-test.short", "rest", "-test.trace=not-a-flag",
 	}
 	env := []string{"A=1", "GOCOVERDIR=data"}
 	got, gotEnv, o := redirect(args, env, dir, out)
@@ -44,8 +44,9 @@ func TestRedirect(t *testing.T) {
 	}
 	write(place["-test.coverprofile"], "mode: set\na 1\n")
 	write(place["-test.cpuprofile"], "cpu")
-	write(place["-test.gocoverdir"]+"/covmeta.1", "meta")
-	write(place["GOCOVERDIR"]+"/covcounters.1", "counters")
+	meta, counters := "covmeta."+strings.Repeat("a", 32), "covcounters."+strings.Repeat("b", 32)+".1.2"
+	write(place["-test.gocoverdir"]+"/"+meta, "meta")
+	write(place["GOCOVERDIR"]+"/"+counters, "counters")
 	if err := os.MkdirAll(place["-test.outputdir"]+"/_artifacts/x", 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -53,15 +54,19 @@ func TestRedirect(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := o.collect(true); err != nil {
+	c := newCollector()
+	if err := o.collect(c); err != nil {
 		t.Fatal(err)
 	}
 	write(place["-test.coverprofile"], "mode: set\nb 1\n")
-	if err := o.collect(false); err != nil { // the next kernel's
+	for _, old := range []string{place["GOCOVERDIR"] + "/" + counters, place["-test.outputdir"] + "/_artifacts/x/file"} {
+		os.Remove(old)
+	}
+	if err := o.collect(c); err != nil { // the next kernel's
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		"sub/c.out": "mode: set\na 1\nb 1\n", profile: "cpu", "cover/covmeta.1": "meta", "data/covcounters.1": "counters", "sub/_artifacts/x/file": "artifact",
+		"sub/c.out": "mode: set\na 1\nb 1\n", profile: "cpu", "cover/" + meta: "meta", "data/" + counters: "counters", "sub/_artifacts/x/file": "artifact",
 	} {
 		if b, err := os.ReadFile(join(dir, path)); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v", path, b, err)
@@ -93,7 +98,7 @@ func TestCollectHostile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := o.collect(true); err != nil {
+	if err := o.collect(newCollector()); err != nil {
 		t.Fatal(err)
 	}
 	os.Remove(folder + "/link")
@@ -101,7 +106,7 @@ func TestCollectHostile(t *testing.T) {
 	if err := os.Symlink(filepath.Dir(secret), folder); err != nil {
 		t.Fatal(err)
 	}
-	_ = o.collect(true)
+	_ = o.collect(newCollector())
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
 			t.Errorf("%s was brought back", path)

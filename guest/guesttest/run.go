@@ -96,6 +96,7 @@ func Run(ctx context.Context, cfg Config, binary string, args []string) (int, er
 type runner struct {
 	job   job // Args and Env as they were given
 	place host.Place
+	back  *collector
 }
 
 func newRunner(cfg Config, binary string, args []string) (*runner, error) {
@@ -106,7 +107,7 @@ func newRunner(cfg Config, binary string, args []string) (*runner, error) {
 	if err := cfg.absolute(); err != nil {
 		return nil, err
 	}
-	r := &runner{job: job{Config: cfg, Args: args, Env: os.Environ(), Merge: sameFile(os.Stdout, os.Stderr)}}
+	r := &runner{job: job{Config: cfg, Args: args, Env: os.Environ(), Merge: sameFile(os.Stdout, os.Stderr)}, back: newCollector()}
 	var err error
 	if r.job.Binary, err = filepath.Abs(binary); err != nil {
 		return nil, err
@@ -206,11 +207,11 @@ func (r *runner) run(ctx context.Context, kernel string, first bool, start func(
 		return guest.StatusCannotRun, err
 	}
 	status, err := start(&j, box)
-	if err2 := out.collect(first); err == nil && err2 != nil {
+	if err2 := out.collect(r.back); err == nil && err2 != nil {
 		status, err = guest.StatusCannotRun, err2
 	}
 	if artifacts != "" {
-		if err2 := saveArtifacts(scratch, j.Keep, j.Out, artifacts); err == nil && err2 != nil {
+		if err2 := r.saveArtifacts(scratch, j.Keep, j.Out, artifacts); err == nil && err2 != nil {
 			status, err = guest.StatusCannotRun, err2
 		}
 	}
@@ -380,20 +381,27 @@ func newArtifacts(dir, binary string) (string, error) {
 
 // saveArtifacts copies what a run kept. Core files lie where the guest could
 // write.
-func saveArtifacts(scratch, kept, out, target string) error {
+func (r *runner) saveArtifacts(scratch, kept, out, target string) error {
 	root, err := os.OpenRoot(scratch)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	if err := copyTree(root, filepath.Base(kept), target); err != nil {
+	for _, name := range []string{consoleLog, rootOverlay} {
+		if err := r.back.named(root, filepath.Join(filepath.Base(kept), name), filepath.Join(target, name), false); err != nil {
+			return fmt.Errorf("artifacts: %w", err)
+		}
+	}
+	if err := r.back.folder(root, filepath.Join(filepath.Base(out), coresDir), target, coreNames); err != nil {
 		return fmt.Errorf("artifacts: %w", err)
 	}
-	cores := filepath.Join(filepath.Base(out), coresDir)
-	if _, err := root.Stat(cores); err != nil {
-		return nil
-	}
-	return copyTree(root, cores, target)
+	return nil
 }
+
+// Names among artifacts.
+const (
+	consoleLog  = "console.log"
+	rootOverlay = "root.cow"
+)
 
 const coresDir = "cores"
