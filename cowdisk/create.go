@@ -93,13 +93,15 @@ func checkSize(path string, size int64) error {
 
 // setBacking makes the header name a backing file and remember its time and size.
 func (h *Header) setBacking(path, real, backing string, base backingInfo) error {
-	h.Backing, h.MTime, h.BackingSize, h.HasBackingSize = backing, base.mtime, 0, false
+	h.Backing, h.MTime, h.BackingSize, h.HasBackingSize = storedPath(real, backing, base.real), base.mtime, 0, false
 	if layouts[h.Variant].version == 3 {
 		switch {
 		case backing == "":
 			h.Backing = standaloneV3
 		case !filepath.IsAbs(backing):
-			h.Backing = backingPath(real, backing)
+			if h.Backing = base.real; h.Backing == "" {
+				h.Backing = backingPath(real, backing)
+			}
 		}
 	}
 	exact := layouts[h.Variant].uml
@@ -115,6 +117,19 @@ func (h *Header) setBacking(path, real, backing string, base backingInfo) error 
 	return nil
 }
 
+// storedPath is what the header of the image at real says for a backing file that the caller named: his words, unless they go up from
+// something that may be a symlink. Other programs, and people, take that by its text, so then it is what was opened.
+func storedPath(real, backing, opened string) string {
+	down := strings.TrimLeft(backing, "./")
+	if !strings.Contains("/"+down+"/", "/../") || opened == "" {
+		return backing
+	}
+	if rel, err := filepath.Rel(filepath.Dir(real), opened); err == nil && !filepath.IsAbs(backing) {
+		return rel
+	}
+	return opened
+}
+
 type backingInfo struct {
 	size  int64 // of the disk in it
 	mtime uint32
@@ -128,6 +143,7 @@ func inspectBacking(fsys FS, path, real, backing string) (i backingInfo, err err
 	if err == nil && r == real {
 		return i, &Error{Path: path, Field: "backing file", Kind: ErrBackingLoop, Detail: backing + " is the image itself", Remedy: "name another backing file"}
 	}
+	i.real = r
 	var f File
 	if err == nil {
 		f, err = fsys.Open(r, OpenMode{})

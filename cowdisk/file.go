@@ -58,14 +58,15 @@ type OpenMode struct {
 	NoLock bool // only without Write
 }
 
-// FS opens files. Paths are cleaned and either absolute or relative to the current folder.
+// FS opens files. Paths are as Resolve made them.
 type FS interface {
 	Open(path string, m OpenMode) (File, error)
 	// OpenBeneath opens rel below the folder root; no symlink on the way may lead out of root.
 	OpenBeneath(root, rel string, m OpenMode) (File, error)
 	// Create makes a file that has no name until it is published; closing it unpublished leaves nothing behind.
 	Create(path string) (NewFile, error)
-	// Resolve makes a path absolute and follows its symlinks. The last element need not exist.
+	// Resolve makes a path absolute, without symlinks, "." and "..": the name of what opening path would open. Relative paths start at
+	// the current folder. The last element need not exist.
 	Resolve(path string) (string, error)
 }
 

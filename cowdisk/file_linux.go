@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -73,31 +74,43 @@ func (HostFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
 	return newHostFile(fd, path, m)
 }
 
-// Resolve makes path absolute and follows symlinks; the last element need not exist.
+// Resolve says where the kernel gets to with path: a ".." behind a symlink is the parent of what the link leads to, and a relative path
+// starts at the working folder itself, whatever $PWD calls it. The last element need not exist; symlinks that dangle, one behind the other,
+// are followed to the name that is missing.
 func (HostFS) Resolve(path string) (string, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return "", err
+	const maxLinks = 40 // as many as the kernel follows
+	p := path
+	if path == "" {
+		return "", &fs.PathError{Op: "open", Path: path, Err: unix.ENOENT}
 	}
-	r, err := filepath.EvalSymlinks(abs)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return r, err
-	}
-	if fi, err := os.Lstat(abs); err == nil && fi.Mode()&fs.ModeSymlink != 0 { // dangling: its target is what is missing
-		t, err := os.Readlink(abs)
+	if !filepath.IsAbs(p) {
+		wd, err := unix.Getwd()
 		if err != nil {
-			return "", err
+			return "", fmt.Errorf("%s: the working folder: %w", path, err)
 		}
-		if !filepath.IsAbs(t) {
-			t = filepath.Join(filepath.Dir(abs), t)
+		p = wd + "/" + p
+	}
+	for range maxLinks {
+		r, err := filepath.EvalSymlinks(p)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return r, err
 		}
-		return t, nil
+		i := strings.LastIndexByte(p, '/')
+		dir, base := p[:i+1], p[i+1:]
+		if base == "" || base == "." || base == ".." {
+			return "", err // a folder that is not there
+		}
+		if dir, err = filepath.EvalSymlinks(dir); err != nil {
+			return "", fmt.Errorf("%s: its folder: %w", path, err)
+		}
+		p = filepath.Join(dir, base)
+		target, err := os.Readlink(p)
+		if err != nil {
+			return p, nil
+		}
+		p = follow(p, target)
 	}
-	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
-	if err != nil {
-		return "", fmt.Errorf("%s: its folder: %w", path, err)
-	}
-	return filepath.Join(dir, filepath.Base(abs)), nil
+	return "", &fs.PathError{Op: "open", Path: path, Err: unix.ELOOP}
 }
 
 func openFlags(m OpenMode) int {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -172,6 +173,9 @@ func (op *opener) addBacking(l *layer) error {
 	}
 	f, path, real, err := op.openBacking(l, top)
 	l.backer = path
+	if real != "" {
+		l.backer = real
+	}
 	if err != nil {
 		if op.o.AllowMissingBacking && errors.Is(err, ErrBackingMissing) {
 			return nil
@@ -205,11 +209,15 @@ func loopError(l *layer, path string) error {
 }
 
 // backingPath is where a header's path leads: relative paths start at the image's folder.
-func backingPath(image, backing string) string {
-	if filepath.IsAbs(backing) {
-		return filepath.Clean(backing)
+func backingPath(image, backing string) string { return follow(image, backing) }
+
+// follow is where the path to leads that was read in the file (or symlink) from. It is not cleaned: only the kernel knows what the
+// parent of something is.
+func follow(from, to string) string {
+	if filepath.IsAbs(to) {
+		return to
 	}
-	return filepath.Join(filepath.Dir(image), backing)
+	return strings.TrimSuffix(filepath.Dir(from), "/") + "/" + to
 }
 
 func (op *opener) openBacking(l *layer, top bool) (f File, path, real string, err error) {

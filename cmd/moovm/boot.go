@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/confine"
 	"github.com/moovm/moovm/vmm"
@@ -183,10 +184,5 @@ func (r *machineRequest) needs() (confine.Needs, error) {
 	return n, nil
 }
 
-func absPath(path string) (string, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
-	}
-	return abs, nil
-}
+// absPath is where the kernel gets to with path.
+func absPath(path string) (string, error) { return cowdisk.HostFS{}.Resolve(path) }

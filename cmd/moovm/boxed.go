@@ -83,9 +83,6 @@ func addFolder(folders *[]string, file string) error {
 	if err != nil {
 		return err
 	}
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-	}
 	if dir := filepath.Dir(path); !slices.Contains(*folders, dir) {
 		*folders = append(*folders, dir)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -46,7 +45,7 @@ ones are COMMAND's, whose exit status is this program's.`,
 				c.Kernel = k
 			}
 			for i, dir := range c.Writable {
-				abs, err := filepath.Abs(dir)
+				abs, err := absPath(dir)
 				if err != nil {
 					return err
 				}
