@@ -3,9 +3,11 @@ package guesttest
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/host"
 )
@@ -144,12 +146,22 @@ func (c *Config) Check() error {
 	return nil
 }
 
+// absPath makes path independent of the working folder. It is not cleaned:
+// what lies above a folder is for the kernel to say.
+func absPath(path string) (string, error) {
+	if filepath.IsAbs(path) {
+		return path, nil
+	}
+	wd, err := os.Getwd()
+	return wd + "/" + path, err
+}
+
 // absolute makes paths independent of the working folder.
 func (c *Config) absolute() error {
 	var err error
 	abs := func(p *string) {
 		if *p != "" && err == nil {
-			*p, err = filepath.Abs(*p)
+			*p, err = absPath(*p)
 		}
 	}
 	kernels := append([]string{}, c.Kernels...)
@@ -158,7 +170,9 @@ func (c *Config) absolute() error {
 	}
 	disks := append([]Disk{}, c.Disks...)
 	for i := range disks {
-		abs(&disks[i].Image)
+		if p := &disks[i].Image; *p != "" && err == nil {
+			*p, err = cowdisk.HostFS{}.Resolve(*p)
+		}
 	}
 	shares := append([]Share{}, c.Shares...)
 	for i := range shares {
@@ -166,7 +180,9 @@ func (c *Config) absolute() error {
 	}
 	c.Kernels, c.Disks, c.Shares = kernels, disks, shares
 	abs(&c.Modules)
-	abs(&c.Base)
+	if c.Base != "" && err == nil {
+		c.Base, err = cowdisk.HostFS{}.Resolve(c.Base)
+	}
 	abs(&c.Artifacts)
 	return err
 }

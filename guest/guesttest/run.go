@@ -109,7 +109,7 @@ func newRunner(cfg Config, binary string, args []string) (*runner, error) {
 	}
 	r := &runner{job: job{Config: cfg, Args: args, Env: os.Environ(), Merge: sameFile(os.Stdout, os.Stderr)}, back: newCollector()}
 	var err error
-	if r.job.Binary, err = filepath.Abs(binary); err != nil {
+	if r.job.Binary, err = absPath(binary); err != nil {
 		return nil, err
 	}
 	if st, err := os.Stat(r.job.Binary); err != nil {
