@@ -13,8 +13,9 @@ var ErrNoBacking = errors.New("no backing file")
 
 // Commit writes what is in the overlay into its backing file, which grows to the size of the disk if it is shorter, and empties the
 // overlay. Its contents never change. A crash on the way leaves an overlay with the same contents over a backing file that is partly
-// updated; running Commit again completes it. Other overlays of the backing file become stale. The backing file must not be in use
-// (ErrLocked).
+// updated; running Commit again completes it. Other overlays of the backing file become stale: its modification time is in a later second,
+// on disk, before its contents change, for which Commit waits if it was modified within the present second. The backing file must not be
+// in use (ErrLocked).
 func Commit(ctx context.Context, path string, o ToolOptions) error {
 	o.ReadOnly = false
 	op, err := openCommit(path, o)
@@ -22,33 +23,22 @@ func Commit(ctx context.Context, path string, o ToolOptions) error {
 		return err
 	}
 	defer func() { closeLayers(op.layers) }()
-	over := op.layers[0]
-	if base := op.layers[1]; base.bm != nil && base.size < over.size {
-		// The contents of a longer base are the same. Its time changes, so ours must not count any more.
-		if err := over.rewriteHeader(unknownTime(over.hdr)); err != nil {
-			return err
-		}
-		closeLayers(op.layers[1:])
-		op.layers = op.layers[:1]
-		if err := Resize(ctx, base.path, over.size, false, ToolOptions{Options: Options{BackingRoots: o.BackingRoots, AllowStaleBacking: o.AllowStaleBacking, FS: o.FS}}); err != nil {
-			return err
-		}
-		if err := op.addBacking(over); err != nil {
-			return err
-		}
-	}
-	base := op.layers[1]
+	over, base := op.layers[0], op.layers[1]
 	if base.bm == nil {
 		if err := refuseHeaderInRaw(over, base); err != nil {
 			return err
 		}
 	}
-	before, err := base.file.Stat()
-	if err != nil {
-		return err
-	}
 	// From here on the base is no longer what the header says; the overlay hides the difference.
 	if err := over.rewriteHeader(unknownTime(over.hdr)); err != nil {
+		return err
+	}
+	if base.bm != nil && base.size < over.size {
+		if base, err = op.growBase(ctx, o); err != nil {
+			return err
+		}
+	}
+	if err := base.age(ctx); err != nil {
 		return err
 	}
 	if base.bm == nil && base.size < over.hdr.Size {
@@ -68,28 +58,75 @@ func Commit(ctx context.Context, path string, o ToolOptions) error {
 	if err := over.empty(); err != nil {
 		return err
 	}
+	return over.accept(base)
+}
+
+// growBase makes the image below the top as large as the disk: written anew, in the place of the old one. The locks of both are held until
+// the new one has the name, and that of the new one from then on.
+func (op *opener) growBase(ctx context.Context, o ToolOptions) (*layer, error) {
+	old := op.layers[1]
+	d := newDisk(old.path, op.layers[1:], false)
+	h, err := d.resizedHeader(op.layers[0].size)
+	if err != nil {
+		return nil, err
+	}
+	o.Progress = nil
+	l, err := d.resized(ctx, h, o)
+	if err != nil {
+		return nil, err
+	}
+	op.layers[1] = l
+	return l, old.file.Close()
+}
+
+// futureSkew is how far ahead of the present a modification time may lie for age to wait for it.
+const futureSkew = 2 * time.Second
+
+// age gives l's file a modification time in a later second than the one that overlays know, durably, before its contents change. Every
+// write makes the time the present again, so it is the present that must have come to a later second: headers store whole ones, and after
+// a crash the time may be that of any write. A time further ahead than futureSkew is not waited for: the present differs from it.
+func (l *layer) age(ctx context.Context) error {
+	before, err := l.file.Stat()
+	if err != nil || before.ModTime.IsZero() {
+		return err
+	}
+	for {
+		if err := l.file.Touch(); err != nil {
+			return err
+		}
+		now, err := l.file.Stat()
+		if err != nil {
+			return err
+		}
+		if ahead := before.ModTime.Unix() - now.ModTime.Unix(); ahead < 0 || ahead > int64(futureSkew/time.Second) {
+			return l.file.SyncAll()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// accept makes l's header say that base is as it is now. The time that it records is on disk before.
+func (l *layer) accept(base *layer) error {
+	if err := base.file.SyncAll(); err != nil {
+		return err
+	}
 	st, err := base.file.Stat()
 	if err != nil {
 		return err
-	}
-	if st.mtime32() == before.mtime32() && !st.ModTime.IsZero() {
-		// All this happened within a second. Headers store seconds, and other overlays must see that their base has changed.
-		if err := base.file.SetModTime(st.ModTime.Add(time.Second)); err != nil {
-			return err
-		}
-		if st, err = base.file.Stat(); err != nil {
-			return err
-		}
 	}
 	info := backingInfo{size: base.size, mtime: st.mtime32()}
 	if base.bm != nil {
 		info.size = base.hdr.Size
 	}
-	h := over.hdr
-	if err := h.setBacking(over.path, over.real, h.Backing, info); err != nil {
+	h := l.hdr
+	if err := h.setBacking(l.path, l.real, h.Backing, info); err != nil {
 		return err
 	}
-	return over.switchHeader(h)
+	return l.switchHeader(h)
 }
 
 func openCommit(path string, o ToolOptions) (*opener, error) {

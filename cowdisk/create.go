@@ -34,7 +34,8 @@ func Create(path string, o CreateOptions) error {
 	if err != nil {
 		return err
 	}
-	h, err := o.header(path, real, fsys)
+	h, base, err := o.header(path, real, fsys)
+	defer base.close()
 	if err != nil {
 		return err
 	}
@@ -49,26 +50,25 @@ func Create(path string, o CreateOptions) error {
 	return renamed(f.Publish(false, false), real, path)
 }
 
-// header validates the options.
-func (o *CreateOptions) header(path, real string, fsys FS) (Header, error) {
-	h := Header{Variant: o.Variant, Size: o.Size, SectorSize: sectorSize}
+// header validates the options. The backing file stays locked until base is closed: what the header says of it must be true when the image
+// appears.
+func (o *CreateOptions) header(path, real string, fsys FS) (h Header, base backingInfo, err error) {
+	h = Header{Variant: o.Variant, Size: o.Size, SectorSize: sectorSize}
 	switch h.Variant {
 	case VariantUnknown:
 		h.Variant = QEMUV2
 	case QEMUV2:
 	case UMLV3:
 	default:
-		return h, &Error{Path: path, Field: "layout", Kind: ErrVariant, Detail: h.Variant.String(), Remedy: "create v2 or v3"}
+		return h, base, &Error{Path: path, Field: "layout", Kind: ErrVariant, Detail: h.Variant.String(), Remedy: "create v2 or v3"}
 	}
 	if h.Variant == UMLV3 {
 		h.Alignment = defaultAlign
 	}
-	var base backingInfo
 	if o.Backing != "" {
-		var err error
 		if base, err = inspectBacking(fsys, path, real, o.Backing); err != nil {
 			if !o.AllowMissingBacking || o.Size == 0 || !errors.Is(err, ErrBackingMissing) {
-				return h, err
+				return h, base, err
 			}
 		}
 		if h.Size == 0 {
@@ -76,12 +76,12 @@ func (o *CreateOptions) header(path, real string, fsys FS) (Header, error) {
 		}
 	}
 	if err := checkSize(path, h.Size); err != nil {
-		return h, err
+		return h, base, err
 	}
 	if h.Variant == QEMUV2 {
 		h.Size = h.DiskSize() // QEMU would cut the tail off
 	}
-	return h, h.setBacking(path, real, o.Backing, base)
+	return h, base, h.setBacking(path, real, o.Backing, base)
 }
 
 func checkSize(path string, size int64) error {
@@ -134,9 +134,18 @@ type backingInfo struct {
 	size  int64 // of the disk in it
 	mtime uint32
 	real  string
+	file  File // locked against writers; nil = there is none
 }
 
-// inspectBacking looks at a backing file for the image at real. The path comes from the caller, not from an image.
+// close gives the lock back.
+func (i *backingInfo) close() {
+	if i.file != nil {
+		i.file.Close()
+	}
+}
+
+// inspectBacking looks at a backing file for the image at real. The path comes from the caller, not from an image. The caller closes what
+// it returns, also with an error.
 func inspectBacking(fsys FS, path, real, backing string) (i backingInfo, err error) {
 	at := backingPath(real, backing)
 	r, err := fsys.Resolve(at)
@@ -158,12 +167,12 @@ func inspectBacking(fsys FS, path, real, backing string) (i backingInfo, err err
 	if err != nil {
 		return i, fmt.Errorf("%s: backing file: %w", path, renamed(err, r, at))
 	}
-	defer f.Close()
+	i.file = f
 	st, err := f.Stat()
 	if err != nil {
 		return i, err
 	}
-	i = backingInfo{size: st.Size, mtime: st.mtime32(), real: r}
+	i.size, i.mtime, i.real = st.Size, st.mtime32(), r
 	var b [4]byte
 	if err := readFull(f, b[:], 0); err != nil {
 		return i, fmt.Errorf("%s: backing file: %w", path, err)

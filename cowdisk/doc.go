@@ -26,6 +26,19 @@
 // power, at any moment: the image opens with its contents, and running the tool again completes the work. [Disk.Snapshot] freezes a
 // running disk and goes on in a new overlay.
 //
+// Each tool holds the locks of all that it reads and writes until it is done. One that replaces an image by another file holds the locks of
+// both, and whoever takes a lock looks again whether the name still leads to the file that he locked.
+//
+// # A base that changed
+//
+// A header has the modification time of the backing file in whole seconds; an overlay whose base has another one is stale, and refused.
+// [Commit] keeps to this through a loss of power: before the base's contents change its time is in a later second than the one that
+// overlays know, on disk; the time that the committed overlay records is on disk before it is recorded. What whole seconds cannot show:
+//   - that another program wrote to the base within the second in which the overlay was made or the base last changed before;
+//   - that a program set the old time again after writing (cp -p, rsync -t, tar);
+//   - anything where the header has 0, which means unknown: the base's time was 0 (1 January 1970, as reproducible builds make it), it is
+//     a block device, or a tool was interrupted.
+//
 // # Limits
 //
 // UML's versions 1 and 2 have no bit for up to seven last sectors of a disk whose size is no multiple of 4096; these cannot be written

@@ -16,6 +16,8 @@ type File interface {
 	WritevAt(bufs [][]byte, off int64) (int, error)
 	// Sync makes what was written (and the file's size) durable: fdatasync.
 	Sync() error
+	// SyncAll is Sync with the modification time: fsync.
+	SyncAll() error
 	Truncate(size int64) error
 	// PunchHole makes a range read as zeros and frees its space; the size stays. ZeroRange does the same but keeps the space.
 	// errors.ErrUnsupported when the file cannot do that.
@@ -25,8 +27,8 @@ type File interface {
 	// no holes returns [off, size).
 	NextData(off int64) (start, end int64, err error)
 	Stat() (FileInfo, error)
-	// SetModTime changes the modification time.
-	SetModTime(t time.Time) error
+	// Touch makes the modification time the present, by the clock that writes take theirs from.
+	Touch() error
 	Close() error
 }
 

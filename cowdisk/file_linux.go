@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +17,10 @@ import (
 
 // HostFS is the FS of the machine: plain files and block devices, locked with whole-file open-file-description locks (F_OFD_SETLK). These
 // conflict with the POSIX locks that User Mode Linux takes and with a second open in the same process.
-type HostFS struct{}
+type HostFS struct {
+	// opened, if not nil, runs between the open of a file and its lock: where tests let other tools come in between.
+	opened func(path string)
+}
 
 // hostFile does its I/O on the bare descriptor: it is opened, used and closed by one Disk, which does not close it while it is in use.
 type hostFile struct {
@@ -28,20 +32,62 @@ type hostFile struct {
 }
 
 // Open opens path, takes the lock and makes sure that path still names the file that was locked.
-func (HostFS) Open(path string, m OpenMode) (File, error) {
+func (h HostFS) Open(path string, m OpenMode) (File, error) {
+	return h.lockNamed(path, m,
+		func() (int, error) { return open(unix.AT_FDCWD, path, openFlags(m), 0) },
+		func() (FileID, error) {
+			var st unix.Stat_t
+			err := unix.Stat(path, &st)
+			return FileID{uint64(st.Dev), st.Ino}, err
+		})
+}
+
+// OpenBeneath opens root/rel; [os.Root] keeps symlinks from leading out of root. The name is checked after the lock as Open does.
+func (h HostFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
+	path := filepath.Join(root, rel)
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, openError(path, m, err)
+	}
+	defer r.Close()
+	return h.lockNamed(path, m,
+		func() (int, error) {
+			f, err := r.OpenFile(rel, openFlags(m), 0)
+			if err != nil {
+				return -1, err
+			}
+			defer f.Close()
+			// A second descriptor of the same open file description: the lock belongs to the description, and lasts until both are closed.
+			return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		},
+		func() (id FileID, err error) {
+			fi, err := r.Stat(rel)
+			if err != nil {
+				return id, err
+			}
+			if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+				id = FileID{uint64(st.Dev), st.Ino}
+			}
+			return id, nil
+		})
+}
+
+// lockNamed opens and locks a file, and looks again. A tool that replaces an image by rename holds the lock of the old file until it is
+// done, and that of the new one from before it has a name. Whoever waited for the old file must not use it now that it has no name.
+func (h HostFS) lockNamed(path string, m OpenMode, open func() (int, error), named func() (FileID, error)) (File, error) {
 	for range 10 {
-		fd, err := open(unix.AT_FDCWD, path, openFlags(m), 0)
+		fd, err := open()
 		if err != nil {
 			return nil, openError(path, m, err)
+		}
+		if h.opened != nil {
+			h.opened(path)
 		}
 		f, err := newHostFile(fd, path, m)
 		if err != nil {
 			return nil, err
 		}
-		// A tool that replaces an image by rename holds the lock of the old file until it is done. Whoever waited for that file must
-		// not write to it now that it has no name.
-		var a, b unix.Stat_t
-		if m.NoLock || (unix.Fstat(fd, &a) == nil && unix.Stat(path, &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev) {
+		if m.NoLock || f.is(named) {
 			return f, nil
 		}
 		f.Close()
@@ -49,29 +95,14 @@ func (HostFS) Open(path string, m OpenMode) (File, error) {
 	return nil, &Error{Path: path, Kind: ErrLocked, Detail: "it is being replaced over and over", Remedy: "try again"}
 }
 
-// OpenBeneath opens root/rel; [os.Root] keeps symlinks from leading out of root.
-func (HostFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
-	path := filepath.Join(root, rel)
-	r, err := os.OpenRoot(root)
-	if err != nil {
-		return nil, openError(path, m, err)
+// is reports whether a name still leads to f.
+func (f *hostFile) is(named func() (FileID, error)) bool {
+	var st unix.Stat_t
+	if unix.Fstat(f.fd, &st) != nil {
+		return false
 	}
-	defer r.Close()
-	flags := os.O_RDONLY
-	if m.Write {
-		flags = os.O_RDWR
-	}
-	f, err := r.OpenFile(rel, flags|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, openError(path, m, err)
-	}
-	defer f.Close()
-	// A second descriptor of the same open file description: the lock belongs to the description, and lasts until both are closed.
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, openError(path, m, err)
-	}
-	return newHostFile(fd, path, m)
+	id, err := named()
+	return err == nil && id == FileID{uint64(st.Dev), st.Ino}
 }
 
 // Resolve says where the kernel gets to with path: a ".." behind a symlink is the parent of what the link leads to, and a relative path
@@ -250,14 +281,17 @@ func (f *hostFile) WritevAt(bufs [][]byte, off int64) (int, error) {
 	}
 }
 
-func (f *hostFile) Sync() error {
+func (f *hostFile) Sync() error    { return f.sync("fdatasync", unix.Fdatasync) }
+func (f *hostFile) SyncAll() error { return f.sync("fsync", unix.Fsync) }
+
+func (f *hostFile) sync(op string, call func(fd int) error) error {
 	for {
-		switch err := unix.Fdatasync(f.fd); err {
+		switch err := call(f.fd); err {
 		case nil:
 			return nil
 		case unix.EINTR:
 		default:
-			return f.error("fdatasync", err)
+			return f.error(op, err)
 		}
 	}
 }
@@ -335,12 +369,9 @@ func (f *hostFile) Stat() (FileInfo, error) {
 	return i, nil
 }
 
-func (f *hostFile) SetModTime(t time.Time) error {
-	ts, err := unix.TimeToTimespec(t)
-	if err == nil {
-		err = unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), []unix.Timespec{{Nsec: unix.UTIME_OMIT}, ts}, 0)
-	}
-	if err != nil {
+// Touch sets both times: who may write the file may do that, also when it is not his.
+func (f *hostFile) Touch() error {
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.fd), nil, 0); err != nil {
 		return f.error("set time", err)
 	}
 	return nil

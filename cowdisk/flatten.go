@@ -19,7 +19,7 @@ func Flatten(ctx context.Context, path, out string, v Variant, o ToolOptions) er
 	var h Header
 	if v != VariantUnknown {
 		co := CreateOptions{Size: src.size, Variant: v}
-		if h, err = co.header(out, real, fsys); err != nil {
+		if h, _, err = co.header(out, real, fsys); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // killEnv tells the test binary to be the victim: "TOOL IMAGE CALL". It kills itself (SIGKILL) before the file-system call of that number.
@@ -36,7 +37,18 @@ func (k killFS) tick() {
 
 type killFile struct {
 	NewFile
-	k killFS
+	k    killFS
+	path string
+}
+
+// Touch sets a time in a later second at once, so that Commit need not wait for one.
+func (f killFile) Touch() error {
+	f.k.tick()
+	st, err := f.NewFile.Stat()
+	if err != nil {
+		return err
+	}
+	return os.Chtimes(f.path, time.Time{}, st.ModTime.Add(time.Second))
 }
 
 // onlyFile gives an open file the methods of a new one.
@@ -49,7 +61,7 @@ func (k killFS) Open(p string, m OpenMode) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return killFile{onlyFile{f}, k}, nil
+	return killFile{onlyFile{f}, k, p}, nil
 }
 
 func (k killFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
@@ -57,7 +69,7 @@ func (k killFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return killFile{onlyFile{f}, k}, nil
+	return killFile{onlyFile{f}, k, filepath.Join(root, rel)}, nil
 }
 
 func (k killFS) Create(p string) (NewFile, error) {
@@ -66,7 +78,7 @@ func (k killFS) Create(p string) (NewFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return killFile{f, k}, nil
+	return killFile{f, k, p}, nil
 }
 
 func (f killFile) WriteAt(p []byte, off int64) (int, error) {
@@ -238,7 +250,7 @@ func killOnce(t *testing.T, tool string, call int) {
 		t.Fatalf("%s killed at call %d: a part of its output appeared: %d bytes", tool, call, len(b))
 	}
 	if tool != "write" {
-		if err := runKillTool(tool, img, Options{}, nil); err != nil {
+		if err := runKillTool(tool, img, Options{FS: killFS{left: &atomic.Int64{}}}, nil); err != nil {
 			t.Fatalf("%s killed at call %d, again: %v", tool, call, err)
 		}
 		verify("after running it again")

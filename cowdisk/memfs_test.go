@@ -19,6 +19,7 @@ type memFS struct {
 	mu    sync.Mutex
 	nodes map[string]*memNode
 	next  uint64
+	clock int64 // the present, in seconds; 0 = each change takes one
 
 	// after, if not nil, runs after every change of a file: a point to crash at.
 	after func()
@@ -46,9 +47,27 @@ type memNode struct {
 	cur, dur memData
 	log      []memOp
 	mtime    int64
+	times    []int64 // before mtime: any of them may be the one on disk
 	id       uint64
 	readers  int
 	writer   bool
+}
+
+// stamp makes a node's time the present. Without a clock every change has a second of its own.
+func (m *memFS) stamp(n *memNode) {
+	n.times = append(n.times, n.mtime)
+	if m.clock == 0 {
+		n.mtime++
+	} else {
+		n.mtime = m.clock
+	}
+}
+
+// wait lets time pass until the next second.
+func (m *memFS) wait() {
+	if m.clock != 0 {
+		m.clock++
+	}
 }
 
 func newMemFS() *memFS { return &memFS{nodes: map[string]*memNode{}} }
@@ -168,6 +187,9 @@ func (m *memFS) crash(r *rand.Rand) *memFS {
 	c.next = m.next
 	for name, n := range m.nodes {
 		k := &memNode{dur: n.dur.clone(), mtime: n.mtime, id: n.id}
+		if len(n.times) > 0 && r.IntN(2) == 0 { // times are on disk when the file system likes
+			k.mtime = n.times[r.IntN(len(n.times))]
+		}
 		keepAll := r.IntN(8) == 0
 		for _, op := range n.log {
 			if keepAll {
@@ -291,7 +313,7 @@ func (f *memFile) change(op memOp) {
 		op.n = int64(len(op.data))
 	}
 	f.n.log = append(f.n.log, op)
-	f.n.mtime++
+	f.fs.stamp(f.n)
 	f.fs.mu.Unlock()
 	if f.fs.after != nil {
 		f.fs.after()
@@ -415,10 +437,25 @@ func (f *memFile) Stat() (FileInfo, error) {
 	return FileInfo{Size: f.n.cur.size, ModTime: time.Unix(f.n.mtime, 0), Allocated: int64(len(f.n.cur.pages)) * 4096, ID: FileID{1, f.n.id}}, nil
 }
 
-func (f *memFile) SetModTime(t time.Time) error {
+// SyncAll makes the time durable, too.
+func (f *memFile) SyncAll() error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
 	f.fs.mu.Lock()
-	f.n.mtime = t.Unix()
+	f.n.times = nil
 	f.fs.mu.Unlock()
+	return nil
+}
+
+func (f *memFile) Touch() error {
+	f.fs.mu.Lock()
+	f.fs.wait()
+	f.fs.stamp(f.n)
+	f.fs.mu.Unlock()
+	if f.fs.after != nil {
+		f.fs.after()
+	}
 	return nil
 }
 
@@ -448,6 +485,9 @@ func (f *memFile) Publish(replace, durable bool) error {
 		return &Error{Path: f.path, Kind: ErrExists}
 	}
 	f.fs.nodes[f.path] = f.n
+	if durable {
+		f.n.times = nil // a new inode goes to disk as a whole
+	}
 	f.fs.mu.Unlock()
 	if f.fs.after != nil {
 		f.fs.after()

@@ -13,7 +13,8 @@ func Rebase(ctx context.Context, path, backing string, o ToolOptions) error {
 	}
 	defer d.Close()
 	top := d.chain.layers[0]
-	h, err := rebasedHeader(top, backing, o.fs(), false)
+	h, base, err := rebasedHeader(top, backing, o.fs(), false)
+	defer base.close()
 	if err != nil {
 		return err
 	}
@@ -107,22 +108,22 @@ func RebaseHeader(path, backing string, o ToolOptions) error {
 	if err := op.open(path, false); err != nil {
 		return err
 	}
-	h, err := rebasedHeader(op.layers[0], backing, o.fs(), o.AllowMissingBacking)
+	h, base, err := rebasedHeader(op.layers[0], backing, o.fs(), o.AllowMissingBacking)
+	defer base.close()
 	if err != nil {
 		return err
 	}
 	return op.layers[0].switchHeader(h)
 }
 
-func rebasedHeader(l *layer, backing string, fsys FS, missing bool) (Header, error) {
-	h := l.hdr
-	var base backingInfo
+// rebasedHeader is l's header with another backing file, which stays locked until base is closed.
+func rebasedHeader(l *layer, backing string, fsys FS, missing bool) (h Header, base backingInfo, err error) {
+	h = l.hdr
 	if backing != "" {
-		var err error
 		base, err = inspectBacking(fsys, l.path, l.real, backing)
 		if err != nil && !(missing && isMissing(err)) {
-			return h, err
+			return h, base, err
 		}
 	}
-	return h, h.setBacking(l.path, l.real, backing, base)
+	return h, base, h.setBacking(l.path, l.real, backing, base)
 }

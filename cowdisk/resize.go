@@ -19,56 +19,79 @@ func Resize(ctx context.Context, path string, size int64, shrink bool, o ToolOpt
 		return err
 	}
 	defer d.Close()
-	old := d.chain.layers[0]
-	if err := checkSize(path, size); err != nil {
+	h, err := d.resizedHeader(size)
+	if err != nil {
 		return err
 	}
+	switch old := d.chain.layers[0].hdr.Size; {
+	case h.Size == old:
+		return nil
+	case h.Size < old && !shrink:
+		return &Error{Path: path, Field: "size", Kind: ErrShrink, Detail: fmt.Sprintf("%d bytes to %d", d.size, size), Remedy: "if what lies beyond is not needed, use --shrink"}
+	}
+	l, err := d.resized(ctx, h, o)
+	if err != nil {
+		return err
+	}
+	return l.file.Close()
+}
+
+// resizedHeader is the image's header with another size.
+func (d *Disk) resizedHeader(size int64) (Header, error) {
+	old := d.chain.layers[0]
 	h := old.hdr
+	if err := checkSize(d.path, size); err != nil {
+		return h, err
+	}
 	h.Size = size
 	if h.Variant == QEMUV2 || h.Variant == QEMUV2i386 {
 		h.Size = h.DiskSize()
 	}
-	if h.Size == old.hdr.Size {
-		return nil
+	if h.MTime == 0 || len(d.chain.layers) < 2 {
+		return h, nil
 	}
-	if h.Size < old.hdr.Size && !shrink {
-		return &Error{Path: path, Field: "size", Kind: ErrShrink, Detail: fmt.Sprintf("%d bytes to %d", d.size, size), Remedy: "if what lies beyond is not needed, use --shrink"}
+	base := d.chain.layers[1]
+	i := backingInfo{size: base.size, mtime: h.MTime}
+	if base.bm != nil {
+		i.size = base.hdr.Size
 	}
-	if h.MTime != 0 && len(d.chain.layers) > 1 {
-		base := d.chain.layers[1]
-		i := backingInfo{size: base.size, mtime: h.MTime}
-		if base.bm != nil {
-			i.size = base.hdr.Size
-		}
-		if err := h.setBacking(path, old.real, h.Backing, i); err != nil {
-			return err
-		}
-	}
+	return h, h.setBacking(d.path, old.real, h.Backing, i)
+}
+
+// resized writes the image anew with header h and puts it in the place of the old one. Nobody can have come in between: the new file is
+// locked before it has a name, and remains so until the layer's file is closed; the old one remains locked by d.
+func (d *Disk) resized(ctx context.Context, h Header, o ToolOptions) (_ *layer, err error) {
+	old := d.chain.layers[0]
 	f, err := o.fs().Create(old.real)
 	if err != nil {
-		return renamed(err, old.real, path)
+		return nil, renamed(err, old.real, d.path)
 	}
-	defer f.Close()
-	l, err := newImage(f, path, old.real, h, old.raw, o.BitmapMemory)
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	l, err := newImage(f, d.path, old.real, h, old.raw, o.BitmapMemory)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	nd := newDisk(path, append([]*layer{l}, d.chain.layers[1:]...), false)
+	l.backer = old.backer
+	nd := newDisk(d.path, append([]*layer{l}, d.chain.layers[1:]...), false)
 	// The new limit must not show what the old one hid while units are copied up.
 	for i := range nd.chain.limit[1:] {
 		nd.chain.limit[i+1] = min(nd.chain.limit[i+1], d.chain.limit[i+1])
 	}
 	if err := commitData(ctx, old, nd, o); err != nil {
-		return err
+		return nil, err
 	}
 	nd.chain = newChain(nd.chain.layers)
 	if l.size > old.size {
 		if err := nd.WriteZeroes(old.size, l.size-old.size, true); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := nd.Flush(); err != nil {
-		return err
+		return nil, err
 	}
-	return renamed(f.Publish(true, true), old.real, path)
+	return l, renamed(f.Publish(true, true), old.real, d.path)
 }

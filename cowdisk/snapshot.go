@@ -25,6 +25,9 @@ func (d *Disk) Snapshot(path string) error {
 	if rel, err := filepath.Rel(filepath.Dir(real), old.real); err == nil && filepath.IsLocal(rel) {
 		backing = rel
 	}
+	if err := old.file.SyncAll(); err != nil { // its time is on disk before a header relies on it
+		return err
+	}
 	st, err := old.file.Stat()
 	if err != nil {
 		return err
