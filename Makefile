@@ -47,6 +47,8 @@ test-long: build # tens of thousands of simulated crashes, hundreds of kills, QE
 	MOOVM_TEST_LONG=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
 		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img MOOVM_BOOTDISK=$(MOOVM_CACHE)/bootdisk-bookworm.img $(GO) test -timeout 20m ./cowdisk ./virtio/vhostuser
 	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) $(GO) test -timeout 20m ./internal/sandbox ./guest/guesttest ./guest
+	MOOVM_QEMU=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
+		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img $(GO) test -timeout 20m -run Boxed ./cmd/moovm
 
 test-e2e: build ## End-to-end tests with stock kernels, on this machine's KVM if it is good, else in the sandbox
 	@scripts/e2e.sh

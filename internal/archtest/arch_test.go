@@ -31,6 +31,7 @@ var arrows = map[string][]string{
 	"internal/kvm":          {},
 	"internal/host":         {},
 	"internal/reexec":       {},
+	"internal/ptytest":      {},
 	"internal/confine":      {},
 	"vmm":                   {"virtio", "virtio/pci", "virtio/mmio", "virtioblk", "virtio9p", "internal/kvm"},
 	"internal/agent":        {},

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/ptytest"
+	"github.com/moovm/moovm/internal/sandbox"
+)
+
+// inSandbox are the flags of a guest in a sandbox; the test is skipped where
+// there is none.
+func inSandbox(t *testing.T) []string {
+	t.Helper()
+	kernel, base, program := os.Getenv("MOOVM_KERNEL"), os.Getenv("MOOVM_BASE"), os.Getenv("MOOVM_BIN")
+	if os.Getenv("MOOVM_QEMU") == "" || kernel == "" || base == "" || program == "" {
+		t.Skip("boots guests in sandboxes: set MOOVM_QEMU=1, MOOVM_BIN to a static moovm, MOOVM_KERNEL and MOOVM_BASE (`make test-long` does)")
+	}
+	if _, err := exec.LookPath(sandbox.DefaultQEMU); err != nil {
+		t.Skip(sandbox.ErrNoQEMU)
+	}
+	return []string{"--accel", "sandbox", "--kernel", kernel, "--base", base}
+}
+
+// The terminal of a machine in the sandbox. internal/e2e has the same tests for
+// one that runs in the program itself.
+func TestTerminalBoxed(t *testing.T) {
+	m := ptytest.Moovm{Program: os.Getenv("MOOVM_BIN"), Dir: t.TempDir(), Flags: inSandbox(t)}
+	t.Run("QuitAtOnce", m.QuitAtOnce)
+	t.Run("InterruptKeyAtOnce", func(t *testing.T) { m.InterruptKeyAtOnce(t, 0) })
+	t.Run("InterruptKeyInBoot", func(t *testing.T) { m.InterruptKeyAtOnce(t, 3*time.Second) })
+	t.Run("Command", m.CommandTTY)
+	t.Run("CommandQuit", m.CommandQuit)
+	t.Run("Console", m.Console)
+}
+
+// Signals and --timeout while the sandbox boots, and while a guest boots in it.
+func TestSignalsBoxed(t *testing.T) {
+	flags := inSandbox(t)
+	for _, c := range []struct {
+		name    string
+		args    []string
+		after   time.Duration
+		signals []syscall.Signal
+		status  int
+	}{
+		{"SIGINT at 3 s", []string{"--", "sleep", "1000"}, 3 * time.Second, []syscall.Signal{syscall.SIGINT}, exitInterrupted},
+		{"SIGTERM at once", []string{"--", "sleep", "1000"}, 300 * time.Millisecond, []syscall.Signal{syscall.SIGTERM}, exitInterrupted},
+		{"SIGINT without a command", nil, 3 * time.Second, []syscall.Signal{syscall.SIGINT}, exitInterrupted},
+		{"SIGTERM twice", nil, 8 * time.Second, []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM}, exitInterrupted},
+		{"timeout while the sandbox boots", []string{"--timeout", "2s", "--", "sleep", "1000"}, 0, nil, guest.StatusTimeout},
+		{"timeout of the guest", []string{"--timeout", "15s", "--", "sleep", "1000"}, 0, nil, guest.StatusTimeout},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cmd := exec.Command(os.Getenv("MOOVM_BIN"), append(append([]string{"run"}, flags...), c.args...)...)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			hung := time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() })
+			defer hung.Stop()
+			time.Sleep(c.after)
+			for _, s := range c.signals {
+				if err := cmd.Process.Signal(s); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(300 * time.Millisecond) // two of a kind that nobody has taken are one
+			}
+			start := time.Now()
+			err := cmd.Wait()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != c.status {
+				t.Errorf("%v, want status %d\n%s", err, c.status, stderr.String())
+			}
+			if c.status == guest.StatusTimeout && !strings.Contains(stderr.String(), "--timeout") {
+				t.Errorf("said %q", stderr.String())
+			}
+			t.Logf("ended %v later", time.Since(start).Round(time.Millisecond))
+		})
+	}
+}
