@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -84,6 +85,44 @@ func TestSignalsBoxed(t *testing.T) {
 				t.Errorf("said %q", stderr.String())
 			}
 			t.Logf("ended %v later", time.Since(start).Round(time.Millisecond))
+		})
+	}
+}
+
+// An emulator that hangs holds up neither --timeout nor an interrupt.
+func TestHungBoxed(t *testing.T) {
+	flags := inSandbox(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, sandbox.DefaultQEMU), []byte("#!/bin/sh\nexec sleep 1000\n"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args   []string
+		signal bool
+		status int
+	}{
+		"timeout":   {[]string{"--timeout", "1s", "--", "true"}, false, guest.StatusTimeout},
+		"interrupt": {[]string{"--", "true"}, true, exitInterrupted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(os.Getenv("MOOVM_BIN"), append(append([]string{"run"}, flags...), c.args...)...)
+			cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			hung := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() }) // long before the sandbox's own limit
+			defer hung.Stop()
+			if c.signal {
+				time.Sleep(time.Second)
+				if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+					t.Error(err)
+				}
+			}
+			err := cmd.Wait()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != c.status {
+				t.Errorf("%v, want status %d", err, c.status)
+			}
 		})
 	}
 }
