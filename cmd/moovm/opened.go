@@ -110,7 +110,7 @@ func (r *machineRequest) openDisks(o *opened) error {
 
 func (r *machineRequest) openShares(o *opened) error {
 	for _, f := range r.shares {
-		s, err := sharefs.New(f.dir, sharefs.Options{Writable: f.writable})
+		s, err := sharefs.New(f.dir, sharefs.Options{Writable: f.writable, MaxFiles: sharefs.FilesEach(len(r.shares))})
 		if err != nil {
 			return fmt.Errorf("--share %s: %w", f.text, err)
 		}

@@ -138,7 +138,12 @@ func (s *setup) addFolders(c *Config, n need, modules *guest.Modules) error {
 	}
 	const cached = "cache=loose" // nothing but the guest itself changes what it sees
 	var shared []string
+	most := len(c.Shares) + 3 // the host, modules, what comes back
+	if !host {
+		most += 2 // the module of the package, the program
+	}
 	share := func(dir, target string, o sharefs.Options, gs guest.Share) error {
+		o.MaxFiles = sharefs.FilesEach(most)
 		fs, err := sharefs.New(dir, o)
 		if err != nil {
 			return err

@@ -32,32 +32,74 @@ func (f *file) Create(name string, flags p9.OpenFlags, perm p9.FileMode, _ p9.UI
 	if err := f.change(name); err != nil {
 		return fail(err)
 	}
-	how := int(flags)&openFlags&^unix.O_DIRECTORY | unix.O_CREAT | safeFlags
+	how := int(flags)&openFlags&^unix.O_DIRECTORY | safeFlags
 	// Linux passes on O_CREAT and, if meant, O_EXCL. Without either it is the
 	// create of the protocol, which fails when there is such a file.
-	if flags&unix.O_CREAT == 0 || flags&unix.O_EXCL != 0 {
-		how |= unix.O_EXCL
-	}
+	exclusive := flags&unix.O_CREAT == 0 || flags&unix.O_EXCL != 0
 	mode := uint32(perm) & permissions
-	fd, err := f.h.openat(name, how, mode)
-	if err != nil {
-		return fail(err)
+	for range createTries {
+		fd, err := f.h.openat(name, how|unix.O_CREAT|unix.O_EXCL, mode)
+		if err == nil {
+			return f.created(fd, mode)
+		}
+		if err != unix.EEXIST || exclusive {
+			return fail(err)
+		}
+		// It is looked at before it is opened: opening a FIFO wakes whoever
+		// waits at its other end, and opening a device node is an act.
+		to, st, err := f.existing(name, how)
+		if err == nil {
+			return to, f.s.qid(uint64(st.Dev), st.Ino, st.Mode), 0, nil
+		}
+		if err != unix.ENOENT { // removed meanwhile: try again
+			return fail(err)
+		}
 	}
+	return fail(unix.EAGAIN)
+}
+
+// createTries bounds how often Create runs after a name that comes and goes.
+const createTries = 100
+
+// created is the new file fd, with the permissions asked for.
+func (f *file) created(fd int, mode uint32) (p9.File, p9.QID, uint32, error) {
 	h := f.s.hold(fd)
 	st, err := h.stat()
-	switch {
-	case err != nil:
-	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		err = unix.ENXIO
-	case how&unix.O_EXCL != 0 && st.Mode&permissions != mode:
+	if err == nil && st.Mode&permissions != mode {
 		err = unix.Fchmod(fd, mode)
 	}
 	if err != nil {
 		h.release()
-		return fail(err)
+		return nil, p9.QID{}, 0, err
 	}
 	h.acquire()
 	return &file{s: f.s, h: h, io: h}, f.s.qid(uint64(st.Dev), st.Ino, st.Mode), 0, nil
+}
+
+// existing opens the regular file name.
+func (f *file) existing(name string, how int) (*file, unix.Stat_t, error) {
+	fd, err := f.h.openat(name, unix.O_PATH, 0)
+	if err != nil {
+		return nil, unix.Stat_t{}, err
+	}
+	to := &file{s: f.s, h: f.s.hold(fd)}
+	st, err := to.h.stat()
+	switch {
+	case err != nil:
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		err = unix.EISDIR
+	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+		err = unix.ELOOP
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		err = unix.ENXIO
+	default:
+		err = to.openIO(how)
+	}
+	if err != nil {
+		to.Close()
+		return nil, st, err
+	}
+	return to, st, nil
 }
 
 // made returns the QID of what has just been made under name and gives it the

@@ -170,15 +170,48 @@ func (f *file) Open(flags p9.OpenFlags) (p9.QID, uint32, error) {
 	default:
 		return p9.QID{}, 0, unix.ENXIO // the guest's kernel has its own of these
 	}
-	if f.s.open.Load() >= f.s.max {
-		return p9.QID{}, 0, unix.EMFILE
-	}
-	fd, err := retry(func() (int, error) { return unix.Open(f.h.proc(), how|safeFlags, 0) })
-	if err != nil {
+	if err := f.openIO(how | safeFlags); err != nil {
 		return p9.QID{}, 0, err
 	}
-	f.io = f.s.hold(fd)
 	return f.s.qid(uint64(st.Dev), st.Ino, st.Mode), 0, nil
+}
+
+// openIO opens what f is, which has been seen to be a regular file or a folder.
+// f is locked, or nobody else's yet.
+func (f *file) openIO(how int) error {
+	if f.s.open.Load() >= f.s.max {
+		return unix.EMFILE
+	}
+	fd, err := retry(func() (int, error) { return unix.Open(f.h.proc(), how, 0) })
+	if err != nil {
+		return err
+	}
+	if how&unix.O_TRUNC != 0 {
+		if err := dropSetID(fd); err != nil {
+			unix.Close(fd)
+			return err
+		}
+	}
+	f.io = f.s.hold(fd)
+	return nil
+}
+
+// dropSetID clears what makes a file run as its owner or group, before its
+// contents change: the host's kernel leaves that out for who has CAP_FSETID
+// (should_remove_suid, fs/attr.c), and the contents are a guest's.
+func dropSetID(fd int) error {
+	var st unix.Stat_t
+	if _, err := retry(func() (int, error) { return 0, unix.Fstat(fd, &st) }); err != nil {
+		return err
+	}
+	drop := st.Mode & unix.S_ISUID
+	if st.Mode&unix.S_IXGRP != 0 {
+		drop |= st.Mode & unix.S_ISGID
+	}
+	if drop == 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil
+	}
+	return unix.Fchmod(fd, st.Mode&0o7777&^drop)
 }
 
 // opened returns the descriptor to read and write by.
@@ -218,6 +251,9 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	fd, err := f.opened()
 	if err != nil {
+		return 0, err
+	}
+	if err := dropSetID(fd); err != nil {
 		return 0, err
 	}
 	n := 0
@@ -284,6 +320,9 @@ func (f *file) ReadvResident(bufs [][]byte, off int64) bool {
 func (f *file) WritevAt(bufs [][]byte, off int64) (int, error) {
 	fd, err := f.opened()
 	if err != nil {
+		return 0, err
+	}
+	if err := dropSetID(fd); err != nil {
 		return 0, err
 	}
 	return retry(func() (int, error) { return unix.Pwritev(fd, bufs[:min(len(bufs), maxPieces)], off) })
@@ -376,18 +415,39 @@ func (f *file) truncate(kind uint32, size uint64) error {
 		return unix.EINVAL
 	}
 	// By the descriptor if it can: its right to write outlives a chmod.
-	if fd, err := f.opened(); err == nil && unix.Ftruncate(fd, int64(size)) == nil {
+	if fd, err := f.opened(); err == nil && shorten(fd, size) == nil {
 		return nil
 	}
-	return unix.Truncate(f.h.proc(), int64(size))
+	fd, err := retry(func() (int, error) { return unix.Open(f.h.proc(), unix.O_WRONLY|safeFlags, 0) })
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return shorten(fd, size)
+}
+
+func shorten(fd int, size uint64) error {
+	if err := dropSetID(fd); err != nil {
+		return err
+	}
+	_, err := retry(func() (int, error) { return 0, unix.Ftruncate(fd, int64(size)) })
+	return err
 }
 
 // Lock implements p9.File, by open file description locks. It never waits:
-// the client asks again after LockStatusBlocked.
+// the fence asks again after LockStatusBlocked. A read-only share grants every
+// lock and takes none: a guest that may only read must not keep the host's
+// programs out, and its kernel holds its own processes' locks apart.
 func (f *file) Lock(_ int, typ p9.LockType, _ p9.LockFlags, start, length uint64, _ string) (p9.LockStatus, error) {
 	fd, err := f.opened()
 	if err != nil {
 		return p9.LockStatusError, err
+	}
+	if !f.s.writable {
+		if typ > p9.Unlock || start > math.MaxInt64 {
+			return p9.LockStatusError, unix.EINVAL
+		}
+		return p9.LockStatusOK, nil
 	}
 	if start > math.MaxInt64 || length > math.MaxInt64-start {
 		length = 0 // to the end, however long

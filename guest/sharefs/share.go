@@ -7,7 +7,7 @@ type Options struct {
 	// Writable lets the guest change the folder.
 	Writable bool
 	// MaxFiles bounds the files the guest has open or refers to at a time;
-	// 0 means half of what the process may open (RLIMIT_NOFILE).
+	// 0 means FilesEach(1), what is right for the only share of a process.
 	MaxFiles int
 }
 

@@ -40,14 +40,22 @@ func New(dir string, o Options) (*Share, error) {
 	}
 	s := &Share{writable: o.Writable, uid: uint32(os.Geteuid()), dev: uint64(st.Dev), max: int64(o.MaxFiles)}
 	if s.max <= 0 {
-		s.max = 512
-		var lim unix.Rlimit
-		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
-			s.max = int64(min(lim.Cur/2, 1<<20))
-		}
+		s.max = int64(FilesEach(1))
 	}
 	s.root = s.hold(fd)
 	return s, nil
+}
+
+// FilesEach is what MaxFiles should be for each of that many shares of one
+// process: they divide three quarters of what it may open (RLIMIT_NOFILE). The
+// rest is its own, for disks, eventfds and whatever it has to open later.
+func FilesEach(shares int) int {
+	limit := 1024
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
+		limit = int(min(lim.Cur, 1<<20))
+	}
+	return max((limit-limit/4)/max(shares, 1), 1)
 }
 
 // Attach implements p9.Attacher.

@@ -582,6 +582,116 @@ func TestLocks(t *testing.T) {
 	}
 }
 
+// Locks of a read-only share are the guest's own: the host's programs are not
+// kept out, and a request has one answer, whatever its kind.
+func TestReadOnlyLocks(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/f", "text")
+	f, err := os.OpenFile(dir+"/f", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	root, err := share(t, dir, sharefs.Options{}).Attach()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := open(t, root, "f", p9.ReadOnly)
+	for _, typ := range []p9.LockType{p9.ReadLock, p9.WriteLock, p9.Unlock, p9.WriteLock, p9.ReadLock} {
+		if status, err := g.Lock(1, typ, 0, 0, 0, "guest"); status != p9.LockStatusOK || err != nil {
+			t.Errorf("lock %v: %v, %v", typ, status, err)
+		}
+	}
+	l := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l); err != nil {
+		t.Errorf("the host's lock: %v", err)
+	}
+	if err := root.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Whatever changes the contents of a file takes away its set-user-ID bit.
+func TestSetIDDropped(t *testing.T) {
+	dir := t.TempDir()
+	root := attach(t, dir, rw)
+	for _, c := range []struct {
+		name       string
+		mode, want os.FileMode
+		change     func() error
+	}{
+		{"write", 0o755 | os.ModeSetuid | os.ModeSetgid, 0o755, func() error {
+			_, err := open(t, root, "f", p9.WriteOnly).WriteAt([]byte("x"), 0)
+			return err
+		}},
+		{"no group execution", 0o745 | os.ModeSetuid | os.ModeSetgid, 0o745 | os.ModeSetgid, func() error {
+			_, err := open(t, root, "f", p9.WriteOnly).WriteAt([]byte("x"), 0)
+			return err
+		}},
+		{"truncate", 0o755 | os.ModeSetuid, 0o755, func() error {
+			return walk(t, root, "f").SetAttr(p9.SetAttrMask{Size: true}, p9.SetAttr{Size: 1})
+		}},
+		{"open O_TRUNC", 0o755 | os.ModeSetuid, 0o755, func() error {
+			_, _, err := walk(t, root, "f").Open(p9.WriteOnly | unix.O_TRUNC)
+			return err
+		}},
+		{"create O_TRUNC", 0o755 | os.ModeSetuid, 0o755, func() error {
+			_, _, _, err := walk(t, root, "").Create("f", p9.WriteOnly|unix.O_CREAT|unix.O_TRUNC, 0o644, 0, 0)
+			return err
+		}},
+		{"read", 0o755 | os.ModeSetuid, 0o755 | os.ModeSetuid, func() error {
+			_, err := open(t, root, "f", p9.ReadWrite).ReadAt(make([]byte, 1), 0)
+			return err
+		}},
+	} {
+		write(t, dir+"/f", "text")
+		if err := os.Chmod(dir+"/f", c.mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.change(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		fi, err := os.Stat(dir + "/f")
+		if err != nil || fi.Mode() != c.want {
+			t.Errorf("%s: mode %v, %v; want %v", c.name, fi.Mode(), err, c.want)
+		}
+	}
+}
+
+// Tlcreate of a name that is a FIFO does not open it: a reader of the host who
+// waits at it is not woken.
+func TestCreateLooksFirst(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mkfifo(dir+"/fifo", 0o666); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := unix.Open(dir+"/fifo", unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(reader)
+	root := attach(t, dir, rw)
+	for _, flags := range []p9.OpenFlags{p9.ReadOnly, p9.WriteOnly, p9.ReadWrite} {
+		_, _, _, err := walk(t, root, "").Create("fifo", flags|unix.O_CREAT, 0o666, 0, 0)
+		want(t, "create of a FIFO", err, unix.ENXIO)
+	}
+	// POLLHUP says that a writer has been there.
+	p := []unix.PollFd{{Fd: int32(reader), Events: unix.POLLIN}}
+	if _, err := unix.Poll(p, 0); err != nil || p[0].Revents != 0 {
+		t.Errorf("the FIFO has been opened: events %#x, %v", p[0].Revents, err)
+	}
+	if err := os.Mkdir(dir+"/d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, _, _, err = walk(t, root, "").Create("d", p9.ReadOnly|unix.O_CREAT, 0o666, 0, 0)
+	want(t, "create of a folder", err, unix.EISDIR)
+	if err := os.Symlink("nowhere", dir+"/l"); err != nil {
+		t.Fatal(err)
+	}
+	_, _, _, err = walk(t, root, "").Create("l", p9.WriteOnly|unix.O_CREAT, 0o666, 0, 0)
+	want(t, "create of a symbolic link", err, unix.ELOOP)
+}
+
 // A guest that goes away in the middle leaves no descriptor behind, and one
 // that asks for too many does not take the program's.
 func TestDescriptors(t *testing.T) {
@@ -616,6 +726,25 @@ func TestDescriptors(t *testing.T) {
 	})
 	if n := fds(t); n != before {
 		t.Errorf("%d descriptors before, %d after", before, n)
+	}
+}
+
+// However many shares there are, they leave the process a part of its
+// descriptors.
+func TestFilesEach(t *testing.T) {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		t.Fatal(err)
+	}
+	limit := int(min(lim.Cur, 1<<20))
+	for _, n := range []int{-1, 0, 1, 2, 3, 7, 20} {
+		each := sharefs.FilesEach(n)
+		if total := each * max(n, 1); each < 1 || total > limit-limit/4 {
+			t.Errorf("%d shares: %d descriptors each of %d", n, each, limit)
+		}
+	}
+	if a, b := sharefs.FilesEach(1), sharefs.FilesEach(2); a < 2*b || a > 2*b+1 {
+		t.Errorf("one share gets %d, two get %d each", a, b)
 	}
 }
 
