@@ -53,6 +53,29 @@ func (e *evil) attack(who string) {
 	try("connect by TCP", err)
 	_, err = os.OpenFile(DefaultKVM, os.O_RDWR, 0)
 	try("open KVM", err)
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err == nil {
+		_, err = unix.FcntlInt(uintptr(p[0]), unix.F_SETOWN, os.Getppid())
+		try("signal by a pipe", err)
+		unix.Close(p[0])
+		unix.Close(p[1])
+	}
+	try("change a mode", unix.Chmod(filepath.Join(e.dir, "disk"), 0o666))
+	try("prctl", unix.Prctl(unix.PR_GET_DUMPABLE, 0, 0, 0, 0))
+	_, err = os.OpenFile("/proc/self/mem", os.O_RDWR, 0)
+	try("open its own memory", err)
+	// Nor is there a descriptor through which more could be reached: no folder,
+	// nothing of /proc but what this test has opened.
+	for fd := range 256 {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			try(fmt.Sprintf("open folder %d", fd), nil)
+		}
+		var fs unix.Statfs_t
+		if unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC {
+			try(fmt.Sprintf("open file of /proc %d", fd), nil)
+		}
+	}
 }
 
 const evilEnv = "VMM_TEST_EVIL"
@@ -118,13 +141,17 @@ func TestEvilDevice(t *testing.T) {
 	}
 	said := run()
 	for _, who := range []string{"vCPU ", "worker "} {
-		for _, what := range []string{"read /etc/shadow", "write", "exec", "connect", "connect by TCP", "open KVM"} {
+		for _, what := range []string{"read /etc/shadow", "write", "exec", "connect", "connect by TCP", "open KVM",
+			"signal by a pipe", "change a mode", "prctl", "open its own memory"} {
 			_, rest, ok := strings.Cut(said, who+what+": ")
 			line, _, _ := strings.Cut(rest, "\n")
 			if !ok || !strings.HasSuffix(line, unix.EPERM.Error()) && !strings.HasSuffix(line, unix.EACCES.Error()) {
 				t.Errorf("%s%s: %q; it was to be refused", who, what, line)
 			}
 		}
+	}
+	if strings.Contains(said, "open folder") || strings.Contains(said, "open file of /proc") {
+		t.Errorf("descriptors that lead on are open:\n%s", said)
 	}
 	if !strings.Contains(said, "the guest goes on\n") || !strings.Contains(said, "ended by power-off") {
 		t.Errorf("the machine did not go on:\n%s", said)

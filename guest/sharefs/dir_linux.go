@@ -116,7 +116,7 @@ func (f *file) made(name string, kind, perm uint32) (p9.QID, error) {
 		return p9.QID{}, err
 	}
 	if st.Mode&unix.S_IFMT == kind && kind != unix.S_IFLNK && st.Mode&permissions != perm {
-		if err := unix.Chmod(h.proc(), perm); err != nil {
+		if err := h.chmod(kind, perm); err != nil {
 			return p9.QID{}, err
 		}
 	}
@@ -261,9 +261,12 @@ func (f *file) dirent(name string, ino, cookie uint64, typ uint8) p9.Dirent {
 	mode := uint32(typ) << 12
 	if typ == unix.DT_UNKNOWN || typ == unix.DT_DIR {
 		// A folder may be a mount point, whose inode is another.
-		var st unix.Stat_t
-		if unix.Fstatat(f.io.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-			dev, ino, mode = uint64(st.Dev), st.Ino, st.Mode
+		if fd, err := f.h.openat(name, unix.O_PATH, 0); err == nil {
+			h := f.s.hold(fd)
+			if st, err := h.stat(); err == nil {
+				dev, ino, mode = uint64(st.Dev), st.Ino, st.Mode
+			}
+			h.release()
 		}
 	}
 	return p9.Dirent{QID: f.s.qid(dev, ino, mode), Offset: cookie, Type: p9.QIDType(mode & unix.S_IFMT >> 12), Name: name}

@@ -15,6 +15,9 @@
 //     file whose contents a guest changes loses them.
 //   - Files belong to the user who runs the program; the guest sees that user
 //     as root. Giving a file to somebody else is refused with EPERM.
+//   - Mode and times are changed by an open descriptor. Only for what cannot be
+//     opened it is by path, which a confined process is refused: then the times
+//     of a symbolic link are ENOSYS.
 //   - Extended attributes do not exist (EOPNOTSUPP), which tools take well.
 //   - Locks of a writable share are real between guests and programs of the host
 //     (open file description locks). Those of a read-only share are the guest's

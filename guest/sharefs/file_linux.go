@@ -380,7 +380,7 @@ func (f *file) SetAttr(valid p9.SetAttrMask, attr p9.SetAttr) error {
 		if kind == unix.S_IFLNK {
 			return unix.EOPNOTSUPP
 		}
-		if err := unix.Chmod(f.h.proc(), uint32(attr.Permissions)&permissions); err != nil {
+		if err := f.h.chmod(kind, uint32(attr.Permissions)&permissions); err != nil {
 			return err
 		}
 	}
@@ -401,10 +401,10 @@ func (f *file) SetAttr(valid p9.SetAttrMask, attr p9.SetAttr) error {
 		}
 		return unix.Timespec{Sec: int64(sec), Nsec: int64(nsec % 1e9)}
 	}
-	return unix.UtimesNanoAt(f.h.fd, "", []unix.Timespec{
+	return f.h.utimes(kind, [2]unix.Timespec{
 		when(valid.ATime, valid.ATimeNotSystemTime, attr.ATimeSeconds, attr.ATimeNanoSeconds),
 		when(valid.MTime, valid.MTimeNotSystemTime, attr.MTimeSeconds, attr.MTimeNanoSeconds),
-	}, unix.AT_EMPTY_PATH)
+	})
 }
 
 func (f *file) truncate(kind uint32, size uint64) error {
@@ -418,12 +418,7 @@ func (f *file) truncate(kind uint32, size uint64) error {
 	if fd, err := f.opened(); err == nil && shorten(fd, size) == nil {
 		return nil
 	}
-	fd, err := retry(func() (int, error) { return unix.Open(f.h.proc(), unix.O_WRONLY|safeFlags, 0) })
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return shorten(fd, size)
+	return f.h.withOpen(kind, unix.O_WRONLY, func(fd int) error { return shorten(fd, size) })
 }
 
 func shorten(fd int, size uint64) error {

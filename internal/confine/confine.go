@@ -22,6 +22,9 @@ type Result struct {
 	Landlock int
 	// Seccomp says whether the filter of system calls is in force.
 	Seccomp bool
+	// Capabilities says whether those that are not needed are gone. They stay in
+	// a program that is built with cgo, whose threads Go does not know.
+	Capabilities bool
 }
 
 // ErrUnsupported says that the system has no means to confine a process.

@@ -2,6 +2,7 @@ package confine
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
@@ -24,6 +25,14 @@ func Apply(n Needs) (Result, error) {
 	if r.Landlock, err = restrictFiles(n); err != nil {
 		return r, err
 	}
+	if r.Capabilities, err = keepCapabilities(capabilities(n)); err != nil {
+		return r, fmt.Errorf("confine: %w", err)
+	}
+	if len(n.Write) > 0 {
+		// What is made from now on has the mode that it is made with: it cannot
+		// be changed by path afterwards.
+		unix.Umask(0)
+	}
 	if seccomp.Supported() {
 		for _, p := range append(refusals(), allowed(n)) {
 			f := seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: p}
@@ -33,10 +42,25 @@ func Apply(n Needs) (Result, error) {
 		}
 		r.Seccomp = true
 	}
-	if r == (Result{}) {
+	if r.Landlock == 0 && !r.Seccomp {
 		return r, ErrUnsupported
 	}
 	return r, nil
+}
+
+// capabilities are those that a root process needs to go on with the files of
+// other users, in its folders.
+func capabilities(n Needs) (set uint64) {
+	switch {
+	case len(n.Write) > 0:
+		set = 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER
+	case len(n.Read) > 0:
+		set = 1 << unix.CAP_DAC_READ_SEARCH
+	}
+	if len(n.Remove) > 0 {
+		set |= 1 << unix.CAP_DAC_OVERRIDE
+	}
+	return set
 }
 
 // Rights in folders. To execute is none of them.
@@ -96,7 +120,7 @@ func allowed(n Needs) seccomp.Policy {
 		"clone", "tgkill", "futex", "set_robust_list", "rseq", "sigaltstack", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
 		"sched_yield", "sched_getaffinity", "gettid", "getpid", "exit", "exit_group", "restart_syscall",
 		"nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres", "gettimeofday",
-		"getrandom", "getuid", "geteuid", "getgid", "getegid", "umask", "uname",
+		"getrandom", "getuid", "geteuid", "getgid", "getegid", "uname",
 	}
 	if n.Sockets {
 		names = append(names, "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
@@ -108,17 +132,15 @@ func allowed(n Needs) seccomp.Policy {
 		names = append(names, "readlink", "readlinkat")
 	}
 	if files {
-		// Landlock decides where.
-		names = append(names, "open", "openat", "openat2", "stat", "lstat", "newfstatat", "statx", "statfs", "getdents64",
-			"access", "faccessat", "faccessat2",
-			"getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr")
+		// Landlock decides where. It knows nothing of calls that look at a path,
+		// or change its mode, owner or times: those are made by descriptor.
+		names = append(names, "open", "openat", "openat2", "getdents64")
 	}
 	if len(n.Write)+len(n.Remove) > 0 {
 		names = append(names, "unlink", "unlinkat")
 	}
 	if len(n.Write) > 0 {
-		names = append(names, "mkdirat", "mknodat", "linkat", "symlinkat", "renameat", "renameat2", "truncate",
-			"chmod", "fchmod", "fchmodat", "fchown", "fchownat", "lchown", "utimensat")
+		names = append(names, "mkdirat", "mknodat", "linkat", "symlinkat", "renameat", "renameat2", "fchmod", "utimensat")
 	}
 	return seccomp.Policy{
 		DefaultAction: seccomp.ActionErrno,
@@ -147,12 +169,34 @@ func refusals() []seccomp.Policy {
 	return []seccomp.Policy{
 		refuse("mmap", when(2, seccomp.BitsSet, unix.PROT_EXEC)),
 		refuse("mprotect", when(2, seccomp.BitsSet, unix.PROT_EXEC)),
-		// Threads, no processes.
-		refuse("clone", when(0, seccomp.BitsNotSet, unix.CLONE_THREAD)),
+		// Threads, no processes, and no namespaces.
+		refuse("clone", when(0, seccomp.BitsNotSet, unix.CLONE_THREAD), when(0, seccomp.BitsSet, newNamespaces)),
 		// Signals to threads of this process only.
 		refuse("tgkill", when(0, seccomp.NotEqual, uint64(unix.Getpid()))),
 		refuse("ioctl", otherRequests()...),
+		// F_SETOWN, F_SETSIG and their kind signal other processes, and so does
+		// O_ASYNC, which F_SETFL sets.
+		refuse("fcntl", otherCommands(), seccomp.ArgumentConditions{
+			{Argument: 1, Operation: seccomp.Equal, Value: unix.F_SETFL}, {Argument: 2, Operation: seccomp.BitsSet, Value: unix.O_ASYNC},
+		}),
+		// The times of what a descriptor holds: without a path.
+		refuse("utimensat", when(1, seccomp.NotEqual, 0)),
+		// The request's upper half, which the kernel does not look at.
+		refuse("ioctl", when(1, seccomp.GreaterThan, math.MaxUint32)),
 	}
+}
+
+const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+
+// otherCommands matches the commands of fcntl that nothing here needs.
+func otherCommands() (all seccomp.ArgumentConditions) {
+	for _, command := range []uint64{
+		unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC,
+		unix.F_OFD_GETLK, unix.F_OFD_SETLK, unix.F_OFD_SETLKW, unix.F_ADD_SEALS, unix.F_GET_SEALS,
+	} {
+		all = append(all, seccomp.Condition{Argument: 1, Operation: seccomp.NotEqual, Value: command})
+	}
+	return all
 }
 
 // otherRequests matches the ioctls that are neither KVM's, whose type (the

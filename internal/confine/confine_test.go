@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -60,6 +61,13 @@ func child(dir string) {
 	}()
 	<-ready
 
+	var threads []*os.File
+	names, _ := filepath.Glob("/proc/self/task/*/status")
+	for _, name := range names {
+		if f, err := os.Open(name); err == nil {
+			threads = append(threads, f)
+		}
+	}
 	var n confine.Needs
 	if os.Getenv("CONFINE_NEEDS") != "" {
 		n = confine.Needs{Read: []string{filepath.Join(dir, "ro")}, Write: []string{filepath.Join(dir, "rw")}, Remove: []string{filepath.Join(dir, "rm")}, Sockets: true}
@@ -89,6 +97,20 @@ func child(dir string) {
 		}
 		try(name, err)
 	}
+	if r.Capabilities {
+		try("capabilities", onlyCapabilities(threads, n))
+	}
+	_, err = unix.FcntlInt(open.Fd(), unix.F_GETFL, 0)
+	try("F_GETFL", err)
+	_, err = unix.FcntlInt(open.Fd(), unix.F_SETFL, unix.O_NONBLOCK)
+	try("F_SETFL", err)
+	try("F_OFD_SETLK", unix.FcntlFlock(open.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
+	dup, err := unix.FcntlInt(open.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	try("F_DUPFD_CLOEXEC", err)
+	unix.Close(dup)
+	try("fchmod", open.Chmod(0o640))
+	_, _, errno := unix.RawSyscall6(unix.SYS_UTIMENSAT, open.Fd(), 0, 0, 0, 0, 0)
+	try("futimens", noError(errno))
 	// What must go on working: open files, memory, threads, time.
 	_, err = open.WriteAt([]byte("x"), 0)
 	try("open file", errors.Join(err, open.Sync()))
@@ -123,6 +145,32 @@ func child(dir string) {
 		line, err := bufio.NewReader(c).ReadString('\n')
 		try("message "+strings.TrimSpace(line), err)
 	}
+}
+
+// onlyCapabilities looks at those of the threads whose status files these are.
+func onlyCapabilities(threads []*os.File, n confine.Needs) error {
+	allowed := uint64(0)
+	if len(n.Write) > 0 {
+		allowed = 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER
+	}
+	for _, f := range threads {
+		b := make([]byte, 1<<14)
+		k, err := f.ReadAt(b, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue // it has ended
+		}
+		if k == 0 {
+			return err
+		}
+		for _, name := range []string{"CapEff", "CapPrm"} {
+			_, rest, _ := strings.Cut(string(b[:k]), name+":\t")
+			line, _, _ := strings.Cut(rest, "\n")
+			if set, err := strconv.ParseUint(line, 16, 64); err != nil || set&^allowed != 0 {
+				return fmt.Errorf("%s of a thread: %q", name, line)
+			}
+		}
+	}
+	return nil
 }
 
 // attacks tries what somebody who took the process over would.
@@ -160,6 +208,61 @@ func attacks(who string, try func(string, error)) {
 	try(who+"disguised ioctl", unix.IoctlSetInt(0, unix.SYS_WRITE, 0))
 	try(who+"foreign thread", unix.Tgkill(os.Getppid(), os.Getppid(), 0))
 	try(who+"namespace", unix.Unshare(unix.CLONE_NEWUSER))
+	byArgument(who, try)
+	byPath(who, filepath.Join(os.Getenv("CONFINE_CHILD"), "elsewhere"), try)
+}
+
+// byArgument tries what the arguments of allowed calls can do.
+func byArgument(who string, try func(string, error)) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		try(who+"pipe", err)
+		return
+	}
+	defer unix.Close(p[0])
+	defer unix.Close(p[1])
+	fcntl := func(name string, command, arg int) {
+		_, err := unix.FcntlInt(uintptr(p[0]), command, arg)
+		try(who+name, err)
+	}
+	fcntl("F_SETOWN", unix.F_SETOWN, os.Getppid())
+	fcntl("F_SETSIG", unix.F_SETSIG, int(unix.SIGCONT))
+	fcntl("O_ASYNC", unix.F_SETFL, unix.O_ASYNC|unix.O_NONBLOCK)
+	fcntl("F_NOTIFY", unix.F_NOTIFY, 1)
+	fcntl("F_SETLEASE", unix.F_SETLEASE, unix.F_RDLCK)
+	fcntl("F_SETPIPE_SZ", unix.F_SETPIPE_SZ, 1<<20)
+	_, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(p[0]), 1<<32|unix.F_SETOWN, uintptr(os.Getppid()))
+	try(who+"F_SETOWN, upper half set", noError(errno))
+	_, _, errno = unix.RawSyscall(unix.SYS_IOCTL, uintptr(p[0]), 1<<32|0xae80, 0)
+	try(who+"ioctl, upper half set", noError(errno))
+	on := 1
+	try(who+"FIOASYNC", unix.IoctlSetPointerInt(p[0], 0x5452, on))
+	try(who+"prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0))
+	_, _, errno = unix.RawSyscall(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_SIGHAND|unix.CLONE_THREAD|unix.CLONE_NEWNS, 0, 0)
+	try(who+"thread with mounts of its own", noError(errno))
+}
+
+// byPath tries what Landlock does not restrict.
+func byPath(who, path string, try func(string, error)) {
+	var st unix.Stat_t
+	var stx unix.Statx_t
+	var fs unix.Statfs_t
+	b := make([]byte, 16)
+	for name, err := range map[string]error{
+		"chmod": unix.Chmod(path, 0o777), "fchmodat": unix.Fchmodat(unix.AT_FDCWD, path, 0o777, 0), "fchmodat2": unix.Fchmodat(unix.AT_FDCWD, path, 0o777, unix.AT_SYMLINK_NOFOLLOW),
+		"chown": unix.Chown(path, 0, 0), "lchown": unix.Lchown(path, 0, 0), "fchownat": unix.Fchownat(unix.AT_FDCWD, path, 0, 0, 0),
+		"utimensat": unix.UtimesNano(path, make([]unix.Timespec, 2)), "utimes": unix.Utimes(path, make([]unix.Timeval, 2)), "truncate": unix.Truncate(path, 0),
+		"stat": unix.Stat(path, &st), "lstat": unix.Lstat(path, &st), "fstatat": unix.Fstatat(unix.AT_FDCWD, path, &st, 0),
+		"statx": unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_ALL, &stx), "statfs": unix.Statfs(path, &fs),
+		"access": unix.Access(path, unix.R_OK), "faccessat": unix.Faccessat(unix.AT_FDCWD, path, unix.R_OK, unix.AT_EACCESS),
+		"setxattr": unix.Setxattr(path, "user.x", b, 0), "removexattr": unix.Removexattr(path, "user.x"), "chroot": unix.Chroot("/"), "chdir": unix.Chdir("/"),
+	} {
+		try(who+name, err)
+	}
+	_, err := unix.Getxattr(path, "user.x", b)
+	try(who+"getxattr", err)
+	_, err = unix.Listxattr(path, b)
+	try(who+"listxattr", err)
 }
 
 func noError(errno unix.Errno) error {
@@ -220,8 +323,12 @@ func runChild(t *testing.T, env ...string) map[string]string {
 	if said["result"] != "landlock=true seccomp=true" {
 		t.Skipf("needs a kernel with Landlock and seccomp filters; this one: %s", said["result"])
 	}
+	if c, ok := said["capabilities"]; ok && c != "done" {
+		t.Errorf("capabilities: %s", c)
+	}
 	for name, want := range map[string]string{"before": "done", "listen": "done", "apply": "done", "open file": "done", "threads": "done",
-		"KVM_RUN": "done", "KVM_IOEVENTFD": "done", "KVM_IRQFD": "done", "KVM_SET_GSI_ROUTING": "done", "TCGETS": "done", "TCSETS": "done"} {
+		"KVM_RUN": "done", "KVM_IOEVENTFD": "done", "KVM_IRQFD": "done", "KVM_SET_GSI_ROUTING": "done", "TCGETS": "done", "TCSETS": "done",
+		"F_GETFL": "done", "F_SETFL": "done", "F_OFD_SETLK": "done", "F_DUPFD_CLOEXEC": "done"} {
 		if said[name] != want {
 			t.Errorf("%s: %s", name, said[name])
 		}
@@ -243,7 +350,11 @@ func wantRefused(t *testing.T, said map[string]string, names ...string) {
 func attackNames() (names []string) {
 	for _, who := range []string{"", "old thread ", "new thread "} {
 		for _, a := range []string{"shadow", "memory file", "exec", "execve", "connect", "socket unix", "socket udp", "socket netlink",
-			"signal", "trace", "mount", "executable memory", "terminal input", "fork", "disguised fork", "disguised ioctl", "foreign thread", "namespace"} {
+			"signal", "trace", "mount", "executable memory", "terminal input", "fork", "disguised fork", "disguised ioctl", "foreign thread", "namespace",
+			"F_SETOWN", "F_SETSIG", "O_ASYNC", "F_NOTIFY", "F_SETLEASE", "F_SETPIPE_SZ", "F_SETOWN, upper half set", "ioctl, upper half set", "FIOASYNC", "prctl",
+			"thread with mounts of its own",
+			"chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "utimensat", "utimes", "truncate", "stat", "lstat", "fstatat", "statx", "statfs",
+			"access", "faccessat", "setxattr", "removexattr", "chroot", "chdir", "getxattr", "listxattr"} {
 			names = append(names, who+a)
 		}
 	}
@@ -253,6 +364,7 @@ func attackNames() (names []string) {
 func TestNothingNeeded(t *testing.T) {
 	said := runChild(t)
 	wantRefused(t, said, attackNames()...)
+	wantRefused(t, said, "fchmod", "futimens")
 	wantRefused(t, said, "read ro", "write ro", "remove ro", "write rw", "mkdir rw", "read rm", "remove rm", "write elsewhere")
 }
 
@@ -260,7 +372,7 @@ func TestFoldersAndSockets(t *testing.T) {
 	said := runChild(t, "CONFINE_NEEDS=1")
 	wantRefused(t, said, attackNames()...)
 	wantRefused(t, said, "write ro", "remove ro", "read rm", "write elsewhere")
-	for _, name := range []string{"read ro", "write rw", "mkdir rw", "rename rw", "remove rm", "accept", "name of a descriptor", "message hello"} {
+	for _, name := range []string{"read ro", "write rw", "mkdir rw", "rename rw", "remove rm", "accept", "name of a descriptor", "message hello", "fchmod", "futimens"} {
 		if said[name] != "done" {
 			t.Errorf("%s: %q", name, said[name])
 		}

@@ -2,7 +2,7 @@
 // that a guest that breaks out of its machine into the process finds little to
 // do there.
 //
-// Three mechanisms of Linux, each for all threads, each kept until the process
+// Four mechanisms of Linux, each for all threads, each kept until the process
 // ends:
 //
 //   - no_new_privs: nothing it could execute gains privileges.
@@ -11,8 +11,14 @@
 //     connections either.
 //   - A seccomp filter: no new programs or processes, no new sockets, no
 //     tracing, no mounting, no memory that is writable and then executable;
-//     of ioctl only those of KVM and of terminals. What is not allowed fails
-//     with EPERM, so the process can say so and go on.
+//     of ioctl only those of KVM and of terminals, of fcntl only what signals
+//     nobody; mode and times of a file only by descriptor; no stat by path.
+//     What is not allowed fails with EPERM, so the process can say so and go on.
+//   - Capabilities: a root process keeps those that its folders need.
+//
+// What stays possible with folders: to learn by open(2) with O_PATH, which
+// Landlock does not restrict, whether a file exists, and its attributes; and by
+// readlink where a link points.
 //
 // What is open already stays usable: disks and their backing files, /dev/kvm,
 // the terminal, sockets that listen.
