@@ -85,6 +85,7 @@ oops or a lockup, is 1.`,
 	f.StringVar(&c.Artifacts, "artifacts", "", "keep console log, core files, and the overlay of a failed run in `DIR`")
 	f.BoolVar(&c.Keep, "keep", false, "keep the overlay of a run that passed, too")
 	f.BoolVar(&c.IgnoreOops, "ignore-oops", false, "let tests pass although the kernel had an oops or a lockup")
+	f.BoolVar(&c.NoConfine, "no-confine", false, noConfineHelp)
 	f.StringVar(&c.Accel, "accel", "auto", "auto, kvm or sandbox: where the machine runs")
 	f.SetInterspersed(false)
 	return cmd

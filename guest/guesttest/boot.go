@@ -26,8 +26,10 @@ type setup struct {
 	guest  guest.Config
 	kernel *guest.Kernel
 	disks  []*bootDisk
-	tmp    string // of overlays
+	tmp    string // of overlays, to be removed; empty = somebody else's
 	close  []io.Closer
+
+	read, write []string // folders that are shared
 }
 
 // bootDisk is one disk of a guest.
@@ -54,6 +56,7 @@ type need struct {
 	program string // a file that it runs; its folder is shared
 	dir     string // a folder that it works in
 	out     string // a folder it writes to; empty = none
+	tmp     string // where overlays lie; empty = a folder of their own
 }
 
 // newSetup opens all that a guest needs.
@@ -74,25 +77,29 @@ func newSetup(c *Config, n need) (_ *setup, err error) {
 		Kernel: kernel, Modules: modules, LoadModules: c.LoadModules, Append: c.Append,
 		Memory: c.Memory, CPUs: c.CPUs, BootTimeout: c.BootTimeout, NoTree: c.Base == "",
 	}
-	if s.tmp, err = os.MkdirTemp("", "moovm-disks-"); err != nil {
-		return nil, err
+	tmp := n.tmp
+	if tmp == "" {
+		if s.tmp, err = os.MkdirTemp("", "moovm-disks-"); err != nil {
+			return nil, err
+		}
+		tmp = s.tmp
 	}
-	if err := s.addDisks(c); err != nil {
+	if err := s.addDisks(c, tmp); err != nil {
 		return nil, err
 	}
 	return s, s.addFolders(c, n, modules)
 }
 
-func (s *setup) addDisks(c *Config) error {
+func (s *setup) addDisks(c *Config, tmp string) error {
 	disks := c.Disks
 	if c.Base != "" {
 		disks = append([]Disk{{Image: c.Base}}, disks...)
 	}
 	var extra []string
 	for i, d := range disks {
-		b := &bootDisk{path: filepath.Join(s.tmp, imagefs.DiskName(i)+".cow"), image: d.Image}
+		b := &bootDisk{path: filepath.Join(tmp, imagefs.DiskName(i)+".cow"), image: d.Image}
 		if i == 0 && c.Base != "" {
-			b.path = filepath.Join(s.tmp, "root.cow")
+			b.path = filepath.Join(tmp, "root.cow")
 		} else {
 			extra = append(extra, "/dev/"+imagefs.DiskName(i))
 		}
@@ -149,6 +156,11 @@ func (s *setup) addFolders(c *Config, n need, modules *guest.Modules) error {
 			return err
 		}
 		s.close = append(s.close, fs)
+		if o.Writable {
+			s.write = append(s.write, dir)
+		} else {
+			s.read = append(s.read, dir)
+		}
 		gs.Attacher, gs.Target = fs, target
 		if gs.Tag == "" {
 			gs.Tag = fmt.Sprintf("dir%d", len(shared))
@@ -246,18 +258,6 @@ const grace = 20 * time.Second
 // and then resets one.
 const bootTries = 3
 
-// runGuest runs a job on this machine's KVM.
-func runGuest(j *job, signals <-chan os.Signal) (int, error) {
-	for try := 1; ; try++ {
-		last := !host.InSandbox() || try == bootTries
-		status, err := runGuestOnce(j, signals, last)
-		if last || !silentReset(err) {
-			return status, err
-		}
-		fmt.Fprintln(os.Stderr, "moovm: the emulated processor reset the guest while it booted; once more")
-	}
-}
-
 // silentReset says whether a guest ended, by itself, before it could do
 // anything.
 func silentReset(err error) bool {
@@ -269,7 +269,7 @@ func silentReset(err error) bool {
 // not judged.
 func runGuestOnce(j *job, signals <-chan os.Signal, last bool) (status int, err error) {
 	c := &j.Config
-	s, err := newSetup(c, need{program: j.Binary, dir: j.Dir, out: j.Out})
+	s, err := newSetup(c, need{program: j.Binary, dir: j.Dir, out: j.Out, tmp: j.Tmp})
 	if err != nil {
 		return guest.StatusCannotRun, err
 	}
@@ -291,6 +291,9 @@ func runGuestOnce(j *job, signals <-chan os.Signal, last bool) (status int, err 
 		g.CorePattern = filepath.Join(cores, "core.%e.%p")
 	}
 	g.Console.Out = watch
+	if !c.NoConfine {
+		g.BeforeStart = s.confine(j)
+	}
 	s.env(guestEnv + "=" + s.kernel.Release + "-") // never empty
 	g.Command.Env = append(guestEnviron(j.Env, c), g.Command.Env...)
 	g.Command.Env = append(g.Command.Env, c.Env...)

@@ -82,6 +82,9 @@ type Config struct {
 
 	// Accel is where guests run: auto (if empty), kvm or sandbox.
 	Accel string
+	// NoConfine leaves the process that runs a test binary's guest unconfined.
+	// Start's guests run in the process of the test, which never is confined.
+	NoConfine bool
 	// Quiet leaves out the note that the sandbox is used.
 	Quiet bool
 	// Console takes what the guest says on its console, as it comes; only with

@@ -17,7 +17,7 @@ func TestMachineDisk(t *testing.T) {
 	}
 	s := &setup{tmp: t.TempDir()}
 	defer s.Close()
-	if err := s.addDisks(&Config{Base: base, Disks: []Disk{{Size: 1 << 20}}}); err != nil {
+	if err := s.addDisks(&Config{Base: base, Disks: []Disk{{Size: 1 << 20}}}, s.tmp); err != nil {
 		t.Fatal(err)
 	}
 	if want := disksEnv + "=/dev/vdb"; s.guest.Command.Env[0] != want {

@@ -40,7 +40,7 @@ func Hook(roles ...reexec.Role) {
 	if guest.IsInit() {
 		guest.InitMain()
 	}
-	reexec.Do(append(roles, sandbox.Server(), jobRole())...)
+	reexec.Do(append(roles, sandbox.Server(), jobRole(), guestRole())...)
 }
 
 // jobRole runs the job in the file that it is told, on the emulated host.
@@ -56,6 +56,8 @@ type job struct {
 	Out    string // what the guest may write to
 	Keep   string // where artifacts go; empty = nowhere
 	Merge  bool   // stdout and stderr are the same file
+	Tmp    string // of the process that runs the guest; overlays lie there
+	Last   bool   // a reset while it boots is the end
 }
 
 // Run runs a Go test binary with its arguments in a guest for each of cfg's
@@ -223,7 +225,7 @@ func (r *runner) guestJob(j *job, box sandboxed) (int, error) {
 	signals, stop := signalsTo()
 	defer stop()
 	if box == nil {
-		return runGuest(j, signals)
+		return runGuest(*j, signals)
 	}
 	b, err := json.Marshal(j)
 	if err != nil {
@@ -260,7 +262,7 @@ func runJobFile(path string) int {
 	}
 	signals, stop := signalsTo()
 	defer stop()
-	status, err := runGuest(&j, signals)
+	status, err := runGuest(j, signals)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "moovm:", err)
 	}

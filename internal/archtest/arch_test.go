@@ -38,7 +38,7 @@ var arrows = map[string][]string{
 	"guest":                 {"vmm", "cowdisk", "guest/imagefs", "guest/sharefs", "internal/agent", "internal/host"},
 	"guest/imagefs":         {"cowdisk"},
 	"guest/sharefs":         {},
-	"guest/guesttest":       {"guest", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/host", "internal/reexec", "internal/sandbox"},
+	"guest/guesttest":       {"guest", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
 	"internal/sandbox":      {"guest", "internal/agent", "internal/reexec"},
 	"internal/archtest":     {},
 	"internal/unixsock":     {},
