@@ -205,14 +205,23 @@ func dsdtBody(cpus, windows int) []byte {
 				amlName("_HID", amlString("QEMU0001")),
 				amlName("_STA", amlInt(0x0f)),
 				amlName("_CRS", amlResources(resIO(portPanic, 1)))),
+			// The Virtual Machine Generation ID (Microsoft's specification of that
+			// name), by which Linux 5.18 and later learn that they are a clone.
+			amlDevice("VGEN",
+				amlName("_HID", amlString("MOOV0001")),
+				amlName("_CID", amlString("VM_Gen_Counter")),
+				amlName("_DDN", amlString("VM_Gen_Counter")),
+				amlName("ADDR", amlPackage(amlInt(addrGeneration), amlInt(0)))),
 			amlDevice("PWRB",
 				amlName("_HID", amlEISA("PNP0C0C")),
 				amlName("_UID", amlInt(0))),
 			amlDevice("GED_",
 				amlName("_HID", amlString("ACPI0013")),
 				amlName("_UID", amlInt(0)),
-				amlName("_CRS", amlResources(resInterrupt(irqPower))),
-				amlMethod("_EVT", 1, amlNotify(`\_SB_.PWRB`, 0x80)))))
+				amlName("_CRS", amlResources(resInterrupt(irqPower), resInterrupt(irqGen))),
+				amlMethod("_EVT", 1,
+					amlIfArg0(irqPower, amlNotify(`\_SB_.PWRB`, 0x80)),
+					amlIfArg0(irqGen, amlNotify(`\_SB_.VGEN`, 0x80))))))
 }
 
 // cpuName is the name segment of processor i: C000, C001…; windowName that of

@@ -97,6 +97,14 @@ func amlNotify(path string, value uint64) []byte {
 	return amlCat([]byte{0x86}, amlPath(path), amlInt(value))
 }
 
+// amlIfArg0 runs terms if the method's first argument is v.
+func amlIfArg0(v uint64, terms ...[]byte) []byte {
+	const (
+		opIf, opLEqual, opArg0 = 0xa0, 0x93, 0x68
+	)
+	return append([]byte{opIf}, amlLength(amlCat([]byte{opLEqual, opArg0}, amlInt(v), amlCat(terms...)))...)
+}
+
 // amlResources is a buffer with a resource template: descriptors and an end
 // tag (6.4).
 func amlResources(descriptors ...[]byte) []byte {

@@ -69,7 +69,9 @@ func (n *interrupts) route() error {
 	routes := make([]kvm.Route, 0, 2*numIRQ+len(n.msis))
 	for pin := range uint32(numIRQ) {
 		routes = append(routes, kvm.Route{GSI: pin, Type: kvm.RouteChip, Chip: kvm.ChipIOAPIC, Pin: pin})
-		if pin < 16 {
+		// A guest that knows nothing of generations may have left the PICs as
+		// they are at power-on, and would take this one as an exception.
+		if pin < 16 && pin != irqGen {
 			routes = append(routes, kvm.Route{GSI: pin, Type: kvm.RouteChip, Chip: kvm.ChipPICMaster + pin/8, Pin: pin % 8})
 		}
 	}

@@ -9,6 +9,7 @@ package vmm
 //	0x0002_0000  kernel command line (64 KiB)
 //	0x0009_fc00  end of usable low memory
 //	0x000e_0000  ACPI tables, RSDP first
+//	0x000f_f000  the machine's generation (VMGenID): 16 bytes
 //	0x000f_fff0  the reset vector: a few bytes that reset the machine
 //	0x0010_0000  RAM again: kernel where its ELF headers say, initrd at the end
 //	0xc000_0000  the hole: PCI memory window
@@ -27,7 +28,8 @@ const (
 	maxCmdline      = 0x10000 // with its NUL
 	addrLowEnd      = 0x9fc00
 	addrACPI        = 0xe0000
-	sizeACPI        = 0x1fff0
+	sizeACPI        = 0x1f000
+	addrGeneration  = 0xff000
 	addrResetVector = 0xffff0
 	addrHigh        = 0x100000
 
@@ -67,6 +69,7 @@ const (
 	irqCOM2  = 3
 	irqCOM1  = 4
 	irqPower = 9
+	irqGen   = 10
 	irqINTx  = 16 // first of the eight GSIs that PCI lines share
 	numINTx  = 8
 	numIRQ   = 24 // pins of the IOAPIC

@@ -53,6 +53,9 @@ type Machine struct {
 	parked  int    // vCPU threads that wait in park
 	clock   uint64 // kvmclock while paused, in ns
 
+	generation Generation
+	reborn     int
+
 	restored bool          // made from a snapshot: devices wait for Start
 	features *featureState // what the host can tell of the processors' state, once asked
 	reason   ExitReason
@@ -111,6 +114,7 @@ func New(cfg Config) (_ *Machine, err error) {
 		return nil, fmt.Errorf("ACPI tables of %d bytes exceed %d", len(tables), sizeACPI)
 	}
 	copy(m.ram.low()[addrACPI:], tables)
+	m.newGeneration()
 	// The machine does not keep what it has copied.
 	m.cfg.Kernel, m.cfg.Initrd = Kernel{}, nil
 
@@ -305,6 +309,9 @@ func (m *Machine) Start() error {
 			return err
 		}
 		m.resumeDevices(true)
+		if err := m.tellGeneration(); err != nil {
+			return err
+		}
 	}
 	m.state = running
 	m.com[0].start(m.cfg.Console)

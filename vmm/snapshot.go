@@ -268,6 +268,7 @@ func (s *Snapshot) Fork(cfg ForkConfig) (_ *Machine, err error) {
 	if err = m.applyState(&s.state); err != nil {
 		return nil, err
 	}
+	m.newGeneration()
 	m.restored = true
 	return m, nil
 }
@@ -308,7 +309,11 @@ func (m *Machine) Rewind(ctx context.Context, s *Snapshot, o SnapshotOptions) (e
 	if err := m.ram.rewind(s.mem); err != nil {
 		return err
 	}
-	return m.applyState(&s.state)
+	if err := m.applyState(&s.state); err != nil {
+		return err
+	}
+	m.newGeneration()
+	return m.tellGeneration()
 }
 
 // applyState puts a state into a machine of the same shape that stands still.

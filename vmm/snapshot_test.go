@@ -269,6 +269,40 @@ func waitFor(t *testing.T, m *Machine) (ExitReason, error) {
 	return m.Wait()
 }
 
+// TestGenerations: every life has its own, which its guest can read.
+func TestGenerations(t *testing.T) {
+	m, out := newMachine(t, asm{}.print("!").spin())
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "!")
+	seen := map[Generation]bool{}
+	look := func(m *Machine, lives int) {
+		t.Helper()
+		g, n := m.Generation()
+		var inGuest Generation
+		if err := m.ram.mem.Read(addrGeneration, inGuest[:]); err != nil || inGuest != g {
+			t.Errorf("the guest reads % x (%v), the machine says % x", inGuest, err, g)
+		}
+		if seen[g] || g == (Generation{}) || n != lives {
+			t.Errorf("generation % x of life %d, want life %d and one that was not seen", g, n, lives)
+		}
+		seen[g] = true
+	}
+	look(m, 1)
+	s := takeSnapshot(t, m)
+	for range 3 {
+		c, _ := forkOf(t, s)
+		look(c, 1)
+	}
+	for i := range 3 {
+		if err := m.Rewind(t.Context(), s, SnapshotOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		look(m, 2+i)
+	}
+}
+
 // TestRewindThousands rewinds one machine again and again; it always goes on
 // from the same word, and nothing grows.
 func TestRewindThousands(t *testing.T) {
