@@ -203,40 +203,21 @@ func (c *checker) bits() error {
 	if c.r.AllocatedSectors, err = bm.count(c.l.hdr.Sectors()); err != nil {
 		return err
 	}
-	if n := c.l.hdr.Sectors(); n < bm.sectors() { // at most 7 bits, all in the last byte
-		var b [1]byte
-		at := bm.offset + bm.bytes - 1
-		if err := readFull(c.l.file, b[:], at); err != nil {
-			return err
-		}
-		if keep := byte(1)<<(n%8) - 1; b[0]&^keep != 0 {
-			if c.repair {
-				b[0] &= keep
-				if err := writeFull(c.l.file, b[:], at); err != nil {
-					return err
-				}
+	at, last, extra, err := c.l.bitsBeyondEnd()
+	if err != nil {
+		return err
+	}
+	if extra != 0 {
+		if c.repair {
+			if err := writeFull(c.l.file, []byte{last &^ extra}, at); err != nil {
+				return err
 			}
-			c.r.add(ProblemBeyondEnd, c.repair, nil, "bits are set after the last sector %d", n-1)
 		}
+		c.r.add(ProblemBeyondEnd, c.repair, nil, "bits are set after the last sector %d", c.l.hdr.Sectors()-1)
 	}
-	// Sectors from here on lie beyond the end of the file.
-	first := max(0, c.size-c.l.data) / sectorSize
-	if c.size >= c.l.data+c.l.hdr.Size {
-		return nil
-	}
-	var missing int64
-	for s, n := first, c.l.hdr.Sectors(); s < n; {
-		if err := c.ctx.Err(); err != nil {
-			return err
-		}
-		a, k, err := bm.run(s, min(n-s, dirSectors))
-		if err != nil {
-			return err
-		}
-		if a {
-			missing += k
-		}
-		s += k
+	missing, err := c.l.lost(c.ctx, c.size)
+	if err != nil {
+		return err
 	}
 	if missing > 0 {
 		c.r.add(ProblemDataMissing, false, nil, "the file ends at byte %d, before the data of %d allocated sectors; they read as zeros", c.size, missing)

@@ -24,6 +24,9 @@ func Commit(ctx context.Context, path string, o ToolOptions) error {
 	}
 	defer func() { closeLayers(op.layers) }()
 	over, base := op.layers[0], op.layers[1]
+	if err := sound(ctx, op.layers, &o); err != nil {
+		return err
+	}
 	if base.bm == nil {
 		if err := refuseHeaderInRaw(over, base); err != nil {
 			return err

@@ -39,6 +39,15 @@
 //   - anything where the header has 0, which means unknown: the base's time was 0 (1 January 1970, as reproducible builds make it), it is
 //     a block device, or a tool was interrupted.
 //
+// # Damage
+//
+// Every program that writes these formats writes the data of a sector before its bit, or makes the file as long as the disk at once. So a
+// bit whose data would lie beyond the end of the file says that the file lost its end: the disk was full, or a copy was cut short. UML and
+// QEMU read zeros there. [Open] refuses (ErrDamaged), for the image and all that lies below it, unless [Options].AllowDamage is set or it
+// only looks (ReadOnly and NoLock); then they are zeros here, too. [Commit], [Rebase], [Flatten] and [Resize] also refuse bits beyond the
+// end of the disk and a bitmap that cannot be read, before they change anything; Rebase and Flatten a backing file that somebody wrote to
+// without a lock while they read it. [Check] says what is wrong.
+//
 // # Limits
 //
 // UML's versions 1 and 2 have no bit for up to seven last sectors of a disk whose size is no multiple of 4096; these cannot be written

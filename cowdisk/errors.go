@@ -29,6 +29,7 @@ var (
 	ErrPathTooLong    = errors.New("backing path is too long for the layout")
 	ErrVariant        = errors.New("layout cannot be written")
 	ErrPending        = errors.New("the pending bits of the process that served the image before are unusable")
+	ErrDamaged        = errors.New("image is damaged")
 	ErrFailed         = errors.New("an earlier write or sync failed")
 )
 

@@ -11,6 +11,9 @@ func Flatten(ctx context.Context, path, out string, v Variant, o ToolOptions) er
 		return err
 	}
 	defer src.Close()
+	if err := sound(ctx, src.chain.layers, &o); err != nil {
+		return err
+	}
 	fsys := o.fs()
 	real, err := fsys.Resolve(out)
 	if err != nil {
@@ -50,6 +53,9 @@ func Flatten(ctx context.Context, path, out string, v Variant, o ToolOptions) er
 	}
 	dst.wrote()
 	if err := dst.Flush(); err != nil {
+		return err
+	}
+	if err := unchanged(src.chain.layers); err != nil {
 		return err
 	}
 	return renamed(f.Publish(false, true), real, out)

@@ -13,6 +13,7 @@ type layer struct {
 	path   string // as opened
 	real   string // absolute, symlinks followed
 	id     FileID
+	seen   FileInfo // when it was opened
 	hdr    Header // image only
 	raw    []byte // the header's bytes, image only
 	backer string // resolved backing path; "" = none

@@ -1,6 +1,7 @@
 package cowdisk
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,9 @@ type Options struct {
 	AllowStaleBacking bool
 	// AllowMissingBacking opens an overlay without its backing file; what lies there reads as zeros.
 	AllowMissingBacking bool
+	// AllowDamage opens an image that lost its end (ErrDamaged), and lets tools work with one in which Check finds damage. What is missing
+	// reads as zeros, as it does with ReadOnly and NoLock.
+	AllowDamage bool
 	// Backing is used in place of the path in the image's header. It is trusted: BackingRoots do not restrict it.
 	Backing string
 	// BackingRoots are folders below which the paths in headers may lead, besides the folder of the image that names them.
@@ -47,7 +51,7 @@ func (o *Options) mode(top bool) OpenMode {
 // backing files against writers.
 //
 // Errors (errors.Is): ErrNotCOW, ErrVersion, ErrTruncated, ErrHeader, ErrSize, ErrAmbiguous, ErrVariant, ErrIsDirectory, ErrLocked,
-// ErrReadOnly, ErrBackingMissing, ErrBackingOutside, ErrStaleBacking, ErrBackingLoop, ErrChainTooLong and those of the file system.
+// ErrReadOnly, ErrBackingMissing, ErrBackingOutside, ErrStaleBacking, ErrBackingLoop, ErrChainTooLong, ErrDamaged and those of the file system.
 func Open(path string, o Options) (*Disk, error) {
 	return openDisk(path, o, false)
 }
@@ -76,6 +80,13 @@ func openDisk(path string, o Options, raw bool) (_ *Disk, err error) {
 	}()
 	if err := op.open(path, raw); err != nil {
 		return nil, err
+	}
+	if !o.AllowDamage && !(o.ReadOnly && o.NoLock) {
+		for _, l := range op.layers {
+			if err := l.intact(context.Background()); err != nil {
+				return nil, err
+			}
+		}
 	}
 	d := newDisk(path, op.layers, o.ReadOnly)
 	d.fs, d.memory = o.fs(), o.BitmapMemory
@@ -129,7 +140,7 @@ func (op *opener) add(path, real string, f File, raw, mustCOW bool) error {
 	if err != nil {
 		return err
 	}
-	l.id = st.ID
+	l.id, l.seen = st.ID, st
 	if !raw && !mustCOW {
 		var b [4]byte
 		if err := readFull(f, b[:], 0); err != nil {

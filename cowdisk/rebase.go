@@ -12,6 +12,9 @@ func Rebase(ctx context.Context, path, backing string, o ToolOptions) error {
 		return err
 	}
 	defer d.Close()
+	if err := sound(ctx, d.chain.layers, &o); err != nil {
+		return err
+	}
 	top := d.chain.layers[0]
 	h, base, err := rebasedHeader(top, backing, o.fs(), false)
 	defer base.close()
@@ -24,6 +27,9 @@ func Rebase(ctx context.Context, path, backing string, o ToolOptions) error {
 		op.o.ReadOnly, op.o.Backing = true, ""
 		defer func() { closeLayers(op.layers) }()
 		if err := op.openBase(backingPath(top.real, h.Backing), top); err != nil {
+			return err
+		}
+		if err := sound(ctx, op.layers, &o); err != nil {
 			return err
 		}
 		below = newChain(op.layers)
@@ -49,6 +55,11 @@ func Rebase(ctx context.Context, path, backing string, o ToolOptions) error {
 	}
 	if err := d.Flush(); err != nil {
 		return err
+	}
+	for _, c := range []*chain{old, below} {
+		if err := unchanged(c.layers); err != nil {
+			return err
+		}
 	}
 	return top.switchHeader(h)
 }

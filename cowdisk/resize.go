@@ -19,6 +19,9 @@ func Resize(ctx context.Context, path string, size int64, shrink bool, o ToolOpt
 		return err
 	}
 	defer d.Close()
+	if err := sound(ctx, d.chain.layers[:1], &o); err != nil {
+		return err
+	}
 	h, err := d.resizedHeader(size)
 	if err != nil {
 		return err

@@ -15,16 +15,18 @@ type imageFlags struct {
 	roots        []string
 	allowStale   bool
 	allowMissing bool
+	force        bool
 }
 
 func (f *imageFlags) register(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.roots, "backing-root", nil, "follow backing paths below `DIR` too, besides the image's own folder (repeatable)")
 	fs.BoolVar(&f.allowStale, "allow-stale-backing", false, "go on although the backing file changed after the image was made")
 	fs.BoolVar(&f.allowMissing, "allow-missing-backing", false, "go on without the backing file; its sectors read as zeros")
+	fs.BoolVar(&f.force, "force", false, "go on although an image is damaged; what is missing of it reads as zeros")
 }
 
 func (f *imageFlags) options() cowdisk.Options {
-	return cowdisk.Options{BackingRoots: f.roots, AllowStaleBacking: f.allowStale, AllowMissingBacking: f.allowMissing}
+	return cowdisk.Options{BackingRoots: f.roots, AllowStaleBacking: f.allowStale, AllowMissingBacking: f.allowMissing, AllowDamage: f.force}
 }
 
 // tool are the options of the maintenance functions.
@@ -45,6 +47,7 @@ func advise(d *cowdisk.Disk, err error) (*cowdisk.Disk, error) {
 		cowdisk.ErrBackingOutside: "--backing-root DIR",
 		cowdisk.ErrStaleBacking:   "--allow-stale-backing",
 		cowdisk.ErrBackingMissing: "--allow-missing-backing",
+		cowdisk.ErrDamaged:        "--force",
 	} {
 		if errors.Is(err, kind) {
 			return d, &advice{err, flag}
