@@ -14,9 +14,9 @@ type layer struct {
 	real   string // absolute, symlinks followed
 	id     FileID
 	seen   FileInfo // when it was opened
-	hdr    Header // image only
-	raw    []byte // the header's bytes, image only
-	backer string // resolved backing path; "" = none
+	hdr    Header   // image only
+	raw    []byte   // the header's bytes, image only
+	backer string   // resolved backing path; "" = none
 	write  bool
 }
 
