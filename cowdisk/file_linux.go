@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -20,6 +21,8 @@ import (
 type HostFS struct {
 	// opened, if not nil, runs between the open of a file and its lock: where tests let other tools come in between.
 	opened func(path string)
+	// named makes Create do as on file systems without nameless files.
+	named bool
 }
 
 // hostFile does its I/O on the bare descriptor: it is opened, used and closed by one Disk, which does not close it while it is in use.
@@ -35,11 +38,7 @@ type hostFile struct {
 func (h HostFS) Open(path string, m OpenMode) (File, error) {
 	return h.lockNamed(path, m,
 		func() (int, error) { return open(unix.AT_FDCWD, path, openFlags(m), 0) },
-		func() (FileID, error) {
-			var st unix.Stat_t
-			err := unix.Stat(path, &st)
-			return FileID{uint64(st.Dev), st.Ino}, err
-		})
+		path, unix.Stat)
 }
 
 // OpenBeneath opens root/rel; [os.Root] keeps symlinks from leading out of root. The name is checked after the lock as Open does.
@@ -60,21 +59,23 @@ func (h HostFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
 			// A second descriptor of the same open file description: the lock belongs to the description, and lasts until both are closed.
 			return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		},
-		func() (id FileID, err error) {
+		rel, func(rel string, st *unix.Stat_t) error {
 			fi, err := r.Stat(rel)
 			if err != nil {
-				return id, err
+				return err
 			}
-			if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-				id = FileID{uint64(st.Dev), st.Ino}
+			sys, ok := fi.Sys().(*syscall.Stat_t)
+			if !ok {
+				return errors.ErrUnsupported
 			}
-			return id, nil
+			st.Dev, st.Ino = sys.Dev, sys.Ino
+			return nil
 		})
 }
 
 // lockNamed opens and locks a file, and looks again. A tool that replaces an image by rename holds the lock of the old file until it is
 // done, and that of the new one from before it has a name. Whoever waited for the old file must not use it now that it has no name.
-func (h HostFS) lockNamed(path string, m OpenMode, open func() (int, error), named func() (FileID, error)) (File, error) {
+func (h HostFS) lockNamed(path string, m OpenMode, open func() (int, error), name string, stat func(path string, st *unix.Stat_t) error) (File, error) {
 	for range 10 {
 		fd, err := open()
 		if err != nil {
@@ -87,7 +88,7 @@ func (h HostFS) lockNamed(path string, m OpenMode, open func() (int, error), nam
 		if err != nil {
 			return nil, err
 		}
-		if m.NoLock || f.is(named) {
+		if m.NoLock || f.is(name, stat) {
 			return f, nil
 		}
 		f.Close()
@@ -95,14 +96,10 @@ func (h HostFS) lockNamed(path string, m OpenMode, open func() (int, error), nam
 	return nil, &Error{Path: path, Kind: ErrLocked, Detail: "it is being replaced over and over", Remedy: "try again"}
 }
 
-// is reports whether a name still leads to f.
-func (f *hostFile) is(named func() (FileID, error)) bool {
-	var st unix.Stat_t
-	if unix.Fstat(f.fd, &st) != nil {
-		return false
-	}
-	id, err := named()
-	return err == nil && id == FileID{uint64(st.Dev), st.Ino}
+// is reports whether path, looked at by stat, is f.
+func (f *hostFile) is(path string, stat func(path string, st *unix.Stat_t) error) bool {
+	var a, b unix.Stat_t
+	return unix.Fstat(f.fd, &a) == nil && stat(path, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 // Resolve says where the kernel gets to with path: a ".." behind a symlink is the parent of what the link leads to, and a relative path
@@ -406,11 +403,11 @@ type newFile struct {
 
 // Create prepares a file for path. Nothing is left behind when the process dies, except on file systems without O_TMPFILE, where the next
 // Create of the same path takes the leftover over.
-func (HostFS) Create(path string) (NewFile, error) {
+func (h HostFS) Create(path string) (NewFile, error) {
 	dir := filepath.Dir(path)
 	w := OpenMode{Write: true}
 	fd, err := -1, error(unix.EOPNOTSUPP)
-	if unix.Access("/proc/self/fd", unix.X_OK) == nil { // which is what gives a nameless file its name later
+	if !h.named && unix.Access("/proc/self/fd", unix.X_OK) == nil { // which is what gives a nameless file its name later
 		fd, err = open(unix.AT_FDCWD, dir, unix.O_TMPFILE|unix.O_RDWR, 0o666)
 	}
 	if err == nil {
@@ -423,20 +420,71 @@ func (HostFS) Create(path string) (NewFile, error) {
 	if !errors.Is(err, errors.ErrUnsupported) && err != unix.EISDIR && err != unix.EINVAL {
 		return nil, openError(path, w, err)
 	}
-	temp := path + tempSuffix
-	fd, err = open(unix.AT_FDCWD, temp, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW, 0o666)
+	return createNamed(path)
+}
+
+// createNamed makes the file under a temporary name, which others can guess: so nobody but the owner may open it until it is published,
+// and what lies there before is not used.
+func createNamed(path string) (NewFile, error) {
+	temp, w := path+tempSuffix, OpenMode{Write: true}
+	for range 10 {
+		fd, err := open(unix.AT_FDCWD, temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
+		if err == unix.EEXIST {
+			if err := removeLeftover(temp); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, openError(path, w, err)
+		}
+		f, err := newHostFile(fd, temp, w)
+		if err != nil {
+			return nil, err
+		}
+		if f.is(temp, unix.Lstat) { // else somebody took it for a leftover before it was locked
+			return &newFile{hostFile: f, target: path, temp: temp}, nil
+		}
+		f.Close()
+	}
+	return nil, &Error{Path: path, Kind: ErrLocked, Detail: "others make it over and over", Remedy: "try again"}
+}
+
+// removeLeftover removes the file of a process that died while it made the same image. One that is still at it holds the lock.
+func removeLeftover(temp string) error {
+	w := OpenMode{Write: true}
+	fd, err := open(unix.AT_FDCWD, temp, openFlags(w)|unix.O_NOFOLLOW, 0)
+	if err == unix.ENOENT {
+		return nil
+	}
 	if err != nil {
-		return nil, openError(path, w, err)
+		return openError(temp, w, err)
 	}
 	f, err := newHostFile(fd, temp, w)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := f.Truncate(0); err != nil {
-		f.Close()
-		return nil, err
+	defer f.Close()
+	if !f.is(temp, unix.Lstat) {
+		return nil
 	}
-	return &newFile{hostFile: f, target: path, temp: temp}, nil
+	if err := unix.Unlink(temp); err != nil {
+		return &fs.PathError{Op: "remove", Path: temp, Err: err}
+	}
+	return nil
+}
+
+// umask is the process's; a process that cannot see it makes files for its user alone.
+func umask() uint32 {
+	b, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "Umask:"); ok {
+			if n, err := strconv.ParseUint(strings.TrimSpace(v), 8, 12); err == nil {
+				return uint32(n)
+			}
+		}
+	}
+	return 0o077
 }
 
 func (f *newFile) Publish(replace, durable bool) error {
@@ -471,7 +519,7 @@ func (f *newFile) name() error {
 	var err error
 	if f.temp == "" {
 		err = f.link(f.target)
-	} else {
+	} else if err = unix.Fchmod(f.fd, 0o666&^umask()); err == nil {
 		err = unix.Renameat2(unix.AT_FDCWD, f.temp, unix.AT_FDCWD, f.target, unix.RENAME_NOREPLACE)
 		if err == unix.EINVAL || errors.Is(err, errors.ErrUnsupported) {
 			if err = unix.Link(f.temp, f.target); err == nil {
@@ -494,6 +542,10 @@ func (f *newFile) replace() error {
 	if err := unix.Stat(f.target, &old); err == nil {
 		unix.Fchown(f.fd, int(old.Uid), int(old.Gid)) // as far as we may
 		if err := unix.Fchmod(f.fd, old.Mode&0o7777); err != nil {
+			return f.error("chmod", err)
+		}
+	} else if f.temp != "" {
+		if err := unix.Fchmod(f.fd, 0o666&^umask()); err != nil {
 			return f.error("chmod", err)
 		}
 	}
