@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"strings"
 )
@@ -20,6 +21,8 @@ type CreateOptions struct {
 	AllowMissingBacking bool
 	// FS makes the file; nil = HostFS.
 	FS FS
+	// Log is told that a change of the backing file will go unnoticed, as its time is 0; nil = nobody is.
+	Log *slog.Logger
 }
 
 // Create makes an image in which nothing is allocated. It appears under its name only when it is complete; an existing file is never
@@ -38,6 +41,9 @@ func Create(path string, o CreateOptions) error {
 	defer base.close()
 	if err != nil {
 		return err
+	}
+	if base.file != nil {
+		warnUnknownTime(o.Log, []*layer{{path: path, hdr: h}, {path: base.real, file: base.file}})
 	}
 	f, err := fsys.Create(real)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"time"
@@ -31,6 +32,8 @@ type Options struct {
 	BitmapMemory int64
 	// FS opens the files; nil = HostFS.
 	FS FS
+	// Log is told of an overlay that does not say when its backing file was last changed; nil = nobody is.
+	Log *slog.Logger
 }
 
 // maxChain bounds the layers of a chain.
@@ -88,6 +91,7 @@ func openDisk(path string, o Options, raw bool) (_ *Disk, err error) {
 			}
 		}
 	}
+	warnUnknownTime(o.Log, op.layers)
 	d := newDisk(path, op.layers, o.ReadOnly)
 	d.fs, d.memory = o.fs(), o.BitmapMemory
 	return d, nil

@@ -42,7 +42,7 @@ others the host's page cache makes first writes of 4 KiB about a third slower.`,
 			if err != nil {
 				return usageError(err)
 			}
-			o.Variant, o.Size = v, int64(size)
+			o.Variant, o.Size, o.Log = v, int64(size), g.logger()
 			if err := cowdisk.Create(args[0], o); err != nil {
 				return err
 			}

@@ -83,6 +83,6 @@ func openEphemeral(base string, o cowdisk.Options) (*cowdisk.Disk, error) {
 	if err := cowdisk.Create(path, cowdisk.CreateOptions{Backing: base}); err != nil {
 		return nil, err
 	}
-	o.Backing = base
+	o.Backing, o.Log = base, nil // nobody can change the base under it: it is locked
 	return cowdisk.Open(path, o)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 
 	"github.com/spf13/pflag"
 
@@ -16,6 +17,7 @@ type imageFlags struct {
 	allowStale   bool
 	allowMissing bool
 	force        bool
+	log          *slog.Logger // where guests run; nil = nobody is told
 }
 
 func (f *imageFlags) register(fs *pflag.FlagSet) {
@@ -26,7 +28,7 @@ func (f *imageFlags) register(fs *pflag.FlagSet) {
 }
 
 func (f *imageFlags) options() cowdisk.Options {
-	return cowdisk.Options{BackingRoots: f.roots, AllowStaleBacking: f.allowStale, AllowMissingBacking: f.allowMissing, AllowDamage: f.force}
+	return cowdisk.Options{BackingRoots: f.roots, AllowStaleBacking: f.allowStale, AllowMissingBacking: f.allowMissing, AllowDamage: f.force, Log: f.log}
 }
 
 // tool are the options of the maintenance functions.

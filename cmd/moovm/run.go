@@ -69,6 +69,7 @@ func (r *machineRequest) run(ctx context.Context, g *globals) error {
 	}
 	// Everything that can be wrong is looked at first, on this side of the
 	// sandbox. The disks stay locked while the sandbox works on them.
+	r.images.log = g.logger()
 	o, err := r.open()
 	if err != nil {
 		return &statusError{guest.StatusCannotRun, err}

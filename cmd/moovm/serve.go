@@ -57,6 +57,7 @@ connects again (reconnect=1 in QEMU) loses no write that had completed.`,
 			if err != nil {
 				return usageError(err)
 			}
+			images.log = g.logger()
 			d, err := flag.open(images.options())
 			if err != nil {
 				return err
