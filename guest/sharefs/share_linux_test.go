@@ -2,6 +2,7 @@ package sharefs_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -556,7 +557,7 @@ func TestLocks(t *testing.T) {
 	}
 	lock := func(fid uint32, typ p9.LockType, start, n uint64, status p9.LockStatus) {
 		t.Helper()
-		r := do(wire.Msg(wire.Tlock, 1, fid, uint8(typ), uint32(1), start, n, uint32(42), "guest"))
+		r := do(wire.Msg(wire.Tlock, 1, fid, uint8(typ), uint32(0), start, n, uint32(42), "guest"))
 		if r.Body[0] != uint8(status) {
 			t.Errorf("lock: status %d, want %v", r.Body[0], status)
 		}
@@ -579,6 +580,118 @@ func TestLocks(t *testing.T) {
 	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 1})
 	if err != unix.EAGAIN {
 		t.Errorf("the host's lock: %v", err)
+	}
+}
+
+// byHand speaks 9P to a writable share of dir. Fid 0 is its root.
+func byHand(t *testing.T, dir string) (d *virtio9ptest.Driver, do func(msg []byte) wire.Reply) {
+	d = start(t, share(t, dir, rw))
+	do = func(msg []byte) wire.Reply {
+		t.Helper()
+		r, err := wire.Parse(d.Do(msg, 400))
+		if err != nil || r.Errno() != 0 {
+			t.Fatalf("message %d: errno %d, %v", msg[4], r.Errno(), err)
+		}
+		return r
+	}
+	do(wire.Version(8192))
+	do(wire.Attach(1, 0))
+	return d, do
+}
+
+// What is open can be changed as before when its name has gone, is another
+// file's, or was one of two.
+func TestRemovedWhileOpen(t *testing.T) {
+	for name, remove := range map[string]func(t *testing.T, dir string, do func([]byte) wire.Reply){
+		"unlink": func(t *testing.T, dir string, do func([]byte) wire.Reply) {
+			do(wire.Msg(wire.Tunlinkat, 1, uint32(0), "f", uint32(0)))
+		},
+		"old target of a rename": func(t *testing.T, dir string, do func([]byte) wire.Reply) {
+			write(t, dir+"/g", "other")
+			do(wire.Msg(wire.Trenameat, 1, uint32(0), "g", uint32(0), "f"))
+		},
+		"one of two hard links": func(t *testing.T, dir string, do func([]byte) wire.Reply) {
+			if err := os.Link(dir+"/f", dir+"/g"); err != nil {
+				t.Fatal(err)
+			}
+			do(wire.Msg(wire.Tunlinkat, 1, uint32(0), "f", uint32(0)))
+		},
+		"host removes": func(t *testing.T, dir string, do func([]byte) wire.Reply) {
+			if err := os.Remove(dir + "/f"); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"host replaces": func(t *testing.T, dir string, do func([]byte) wire.Reply) {
+			write(t, dir+"/g", "other")
+			if err := os.Rename(dir+"/g", dir+"/f"); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir+"/f", "text")
+			_, do := byHand(t, dir)
+			do(wire.Walk(1, 0, 1, "f"))
+			do(wire.Open(1, 1, 2))
+			remove(t, dir, do)
+			setattr := func(valid, mode, uid, gid uint32, size, mtime uint64) {
+				t.Helper()
+				do(wire.Msg(wire.Tsetattr, 1, uint32(1), valid, mode, uid, gid, size, uint64(0), uint64(0), mtime, uint64(5)))
+			}
+			root := uint32(0) // whom the guest sees as owner
+			setattr(1<<3, 0, 0, 0, 2, 0)
+			setattr(1<<0, 0o604, 0, 0, 0, 0)
+			if os.Getgid() == os.Getuid() {
+				setattr(1<<1|1<<2, 0, root, root, 0, 0)
+			}
+			setattr(1<<5|1<<8, 0, 0, 0, 0, 1e9)
+			a := do(wire.Getattr(1, 1)).Body
+			mode, size, mtime := le32(a[21:]), le64(a[8+13+4+4+4+8+8:]), le64(a[8+13+4+4+4+8+8+8+8+8+16:])
+			if mode&0o777 != 0o604 || size != 2 || mtime != 1e9 {
+				t.Errorf("mode %o, size %d, mtime %d", mode, size, mtime)
+			}
+			if b := do(wire.Read(1, 1, 0, 10)).Data(); string(b) != "te" {
+				t.Errorf("contents %q", b)
+			}
+			do(wire.Msg(wire.Tfsync, 1, uint32(1), uint32(0)))
+			do(wire.Clunk(1, 1))
+			if name == "host replaces" || name == "old target of a rename" { // the name is the new file
+				do(wire.Walk(1, 0, 1, "f"))
+				do(wire.Open(1, 1, 0))
+				if b := do(wire.Read(1, 1, 0, 10)).Data(); string(b) != "other" {
+					t.Errorf("the name has %q", b)
+				}
+			}
+		})
+	}
+}
+
+func le32(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
+func le64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
+
+// A rename of one link of a file to another does nothing, also to who has the
+// file: it can be opened.
+func TestRenameSameFile(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/f", "text")
+	if err := os.Link(dir+"/f", dir+"/g"); err != nil {
+		t.Fatal(err)
+	}
+	_, do := byHand(t, dir)
+	do(wire.Walk(1, 0, 1, "f"))
+	do(wire.Walk(1, 0, 2, "g"))
+	do(wire.Msg(wire.Trenameat, 1, uint32(0), "f", uint32(0), "g"))
+	for fid := uint32(1); fid <= 2; fid++ {
+		do(wire.Open(1, fid, 2))
+		if b := do(wire.Read(1, fid, 0, 10)).Data(); string(b) != "text" {
+			t.Errorf("contents %q", b)
+		}
+	}
+	for _, name := range []string{"f", "g"} {
+		if _, err := os.Stat(dir + "/" + name); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

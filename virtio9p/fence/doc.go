@@ -38,10 +38,17 @@
 //     A [ResidentFile] it has let be read is read without it from then on.
 //   - Files without an iounit would be read and written by msize - 24 bytes,
 //     across the borders of pages: they get the whole pages of a message.
+//   - Attributes of a file whose name has gone could not be set (EINVAL): a
+//     Tgetattr stands in for a Tsetattr, whose SetAttr the file then gets, also at
+//     the same time as other calls. A rename of one link of a file to another does nothing,
+//     and the server would take the file for removed: it is not told.
+//   - A lock that somebody else has would be asked for again by Linux after 30
+//     seconds only: the session asks the file, until it is granted, or the client
+//     flushes the request or closes the fid. At most 8 locks wait so.
 //   - EPERM would become EACCES and ENOTEMPTY EEXIST: errors keep their number.
 //
 // Known and not fenced off: until the next Tversion a session keeps some 200
 // bytes for each file that was walked to and is still there, and for each that
 // was removed while a fid referred to it; and a file that has been removed
-// while open cannot be truncated (EINVAL).
+// cannot be opened once more by a fid that is left (EINVAL).
 package fence

@@ -161,6 +161,7 @@ func (e *engine) begin() {
 	e.s.mu.Unlock()
 	switch {
 	case r == nil || r.typ == tflush:
+	case r.typ == tlock && e.s.waits(r): // no reply yet
 	case r.answered:
 		e.s.finish(r, e.rtype)
 	case size > r.room || size > int(e.s.cfg.MaxMsize):

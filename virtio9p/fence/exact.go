@@ -1,6 +1,9 @@
 package fence
 
-import "github.com/hugelgupf/p9/p9"
+import (
+	"github.com/hugelgupf/p9/linux"
+	"github.com/hugelgupf/p9/p9"
+)
 
 // exactAttacher is an Attacher whose errors reach the client as they are. The
 // server asks errors.Is(err, os.ErrPermission) and the like first, which turns
@@ -51,26 +54,12 @@ func (f exactFile) StatFS() (p9.FSStat, error) {
 	return st, exact(err)
 }
 
-func (f exactFile) GetAttr(req p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error) {
-	qid, mask, attr, err := f.File.GetAttr(req)
-	return qid, mask, attr, exact(err)
-}
-
-func (f exactFile) SetAttr(valid p9.SetAttrMask, attr p9.SetAttr) error {
-	return exact(f.File.SetAttr(valid, attr))
-}
-
 func (f exactFile) Open(mode p9.OpenFlags) (p9.QID, uint32, error) {
 	qid, unit, err := f.File.Open(mode)
 	return qid, f.s.iounit(unit), exact(err)
 }
 
 func (f exactFile) FSync() error { return exact(f.File.FSync()) }
-
-func (f exactFile) Lock(pid int, typ p9.LockType, flags p9.LockFlags, start, length uint64, client string) (p9.LockStatus, error) {
-	status, err := f.File.Lock(pid, typ, flags, start, length, client)
-	return status, exact(err)
-}
 
 func (f exactFile) Create(name string, flags p9.OpenFlags, perm p9.FileMode, uid p9.UID, gid p9.GID) (p9.File, p9.QID, uint32, error) {
 	to, qid, unit, err := f.File.Create(name, flags, perm, uid, gid)
@@ -107,8 +96,47 @@ func (f exactFile) Mknod(name string, mode p9.FileMode, major, minor uint32, uid
 	return qid, exact(err)
 }
 
+// RenameAt does nothing, like rename(2), when both names are links to one file.
+// The server must not hear that it is done: it would take one for removed.
 func (f exactFile) RenameAt(oldName string, newDir p9.File, newName string) error {
+	if r := f.s.renaming(); r != nil && sameFile(f.File, oldName, unwrap(newDir), newName) {
+		var b [headerLen]byte
+		putHeader(b[:], headerLen, r.typ+1, r.tag)
+		r.x.Write(b[:])
+		r.answered = true
+		return linux.EEXIST
+	}
 	return exact(f.File.RenameAt(oldName, unwrap(newDir), newName))
+}
+
+// renaming is the rename that runs alone.
+func (s *Session) renaming() *request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.inflight {
+		if r.typ == trename || r.typ == trenamat {
+			return r
+		}
+	}
+	return nil
+}
+
+// sameFile reports whether two names in two folders are of one file.
+func sameFile(a p9.File, nameA string, b p9.File, nameB string) bool {
+	qid := func(dir p9.File, name string) (p9.QID, bool) {
+		qids, f, err := dir.Walk([]string{name})
+		if err != nil || len(qids) != 1 {
+			return p9.QID{}, false
+		}
+		f.Close()
+		return qids[0], true
+	}
+	to, ok := qid(b, nameB)
+	if !ok {
+		return false
+	}
+	from, ok := qid(a, nameA)
+	return ok && from.Path == to.Path && from.Type == to.Type
 }
 
 func (f exactFile) UnlinkAt(name string, flags uint32) error {

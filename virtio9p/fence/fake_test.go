@@ -25,10 +25,12 @@ type fakeFS struct {
 	most    atomic.Int64 // running while a rename was
 	release chan struct{}
 	reading chan struct{} // one value for each read that waits
+	free    atomic.Bool   // whether locks are granted
+	locking chan struct{} // one value for each lock that was not
 }
 
 func newFakeFS() *fakeFS {
-	return &fakeFS{release: make(chan struct{}), reading: make(chan struct{}, 1000)}
+	return &fakeFS{release: make(chan struct{}), reading: make(chan struct{}, 1000), locking: make(chan struct{}, 1000)}
 }
 
 func (fs *fakeFS) Attach() (p9.File, error) {
@@ -91,6 +93,20 @@ func (f *fakeFile) GetAttr(p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error) {
 		mode = p9.ModeSymlink | 0o777
 	}
 	return f.qid(), p9.AttrMask{Mode: true}, p9.Attr{Mode: mode}, nil
+}
+
+func (f *fakeFile) Lock(pid int, _ p9.LockType, _ p9.LockFlags, _, _ uint64, _ string) (p9.LockStatus, error) {
+	switch {
+	case pid != 42:
+		return p9.LockStatusError, linux.EINVAL
+	case f.fs.free.Load():
+		return p9.LockStatusOK, nil
+	}
+	select {
+	case f.fs.locking <- struct{}{}:
+	default:
+	}
+	return p9.LockStatusBlocked, nil
 }
 
 func (f *fakeFile) Open(p9.OpenFlags) (p9.QID, uint32, error) {

@@ -14,7 +14,12 @@ const (
 	tlopen   = 12
 	tlcreate = 14
 	trename  = 20
+	tgetattr = 24
+	tsetattr = 26
+	rsetattr = 27
 	treaddir = 40
+	tlock    = 52
+	rlock    = 53
 	trenamat = 74
 	tunlink  = 76
 	tversion = 100
@@ -68,11 +73,11 @@ var shapes = [256]shape{
 	18:       {"fn4444", headerLen + qidLen}, // Tmknod
 	trename:  {"ffn", headerLen},
 	22:       {"f", rlerrorLen},         // Treadlink
-	24:       {"f8", headerLen + 153},   // Tgetattr
-	26:       {"f444488888", headerLen}, // Tsetattr
+	tgetattr: {"f8", headerLen + 153},   // Tgetattr
+	tsetattr: {"f444488888", headerLen}, // Tsetattr
 	treaddir: {"f84", payloadHdr},
 	50:       {"f", headerLen},             // Tfsync; Linux adds datasync[4]
-	52:       {"f14884s", headerLen + 1},   // Tlock
+	tlock:    {"f14884s", headerLen + 1},   // Tlock
 	70:       {"ffn", headerLen},           // Tlink
 	72:       {"fn44", headerLen + qidLen}, // Tmkdir
 	trenamat: {"fnfn", headerLen},

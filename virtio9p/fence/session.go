@@ -85,6 +85,8 @@ type Session struct {
 	fids     map[uint32]struct{}
 	readers  map[uint32]ResidentFile // fids that have been read
 	engine   *engine                 // nil before the first Tversion and after Close
+	alone    *request                // runs alone
+	waiting  int                     // locks that are asked for again
 	lost     int                     // names the server keeps for nothing: of Tunlinkat that failed
 	msize    uint32
 }
@@ -98,7 +100,9 @@ type request struct {
 	room     int    // for the reply
 	off      int64  // of a Tread or Twrite
 	count    int    // likewise: bytes to read, or of the data still in x
+	attrs    []byte // of a Tsetattr: its body, of which wire has only the fid
 	answered bool   // in place, whatever the server says
+	again    retry
 	flushers []*request
 }
 
@@ -207,6 +211,17 @@ func (s *Session) admit(r *request, size, readable int64) error {
 func (s *Session) clamp(r *request) error {
 	switch r.typ {
 	case tread, treaddir, twrite:
+	case tsetattr:
+		r.standIn()
+		return nil
+	case tgetattr:
+		r.body[4+1] &^= standInBit >> 8 // in request_mask[8]: nobody has it
+		return nil
+	case tlock:
+		pid := r.body[lockPID:]
+		r.off = int64(binary.LittleEndian.Uint32(pid))
+		binary.LittleEndian.PutUint32(pid, uint32(r.tag))
+		return nil
 	default:
 		return nil
 	}
@@ -234,6 +249,7 @@ func (s *Session) clamp(r *request) error {
 
 // start waits until r may run and passes it to the server.
 func (s *Session) start(r *request) error {
+	s.giveUp(func(lock *request) bool { return r.conflicts(&lock.message) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.engine == nil {
@@ -245,7 +261,7 @@ func (s *Session) start(r *request) error {
 	if r.typ == tunlink && s.lost >= maxLost {
 		return linux.ENOMEM
 	}
-	for s.mustWait(&r.message) {
+	for s.mustWait(r) {
 		s.idle.Wait()
 	}
 	for i, fid := range r.fids[:r.nfids] {
@@ -277,18 +293,20 @@ func (s *Session) start(r *request) error {
 		return linux.EIO
 	}
 	if r.alone() {
-		s.drain()
+		for s.alone = r; s.alone == r; {
+			s.idle.Wait()
+		}
 	}
 	return nil
 }
 
-// mustWait reports whether m has to wait for something in flight.
-func (s *Session) mustWait(m *message) bool {
-	if m.alone() {
-		return len(s.inflight) > 0
+// mustWait reports whether r has to wait for something in flight.
+func (s *Session) mustWait(r *request) bool {
+	if r.alone() {
+		return len(s.inflight) > s.waiting
 	}
 	for _, other := range s.inflight {
-		if m.conflicts(&other.message) {
+		if r.conflicts(&other.message) || r.sameToken(other) {
 			return true
 		}
 	}
@@ -318,6 +336,7 @@ func (s *Session) flush(r *request) error {
 		old.flushers = append(old.flushers, r)
 		s.inflight[r.tag] = r
 		s.mu.Unlock()
+		s.giveUp(func(lock *request) bool { return lock == old })
 		return nil
 	}
 	s.mu.Unlock()
@@ -366,6 +385,7 @@ func versionBody(msize uint32, name string) []byte {
 
 // stop drains and ends the server, which closes every fid.
 func (s *Session) stop() {
+	s.giveUp(func(*request) bool { return true })
 	s.mu.Lock()
 	s.drain()
 	e := s.engine
@@ -430,6 +450,9 @@ func (s *Session) finish(r *request, typ uint8) {
 		s.finish(f, rflush)
 	}
 	s.mu.Lock()
+	if s.alone == r {
+		s.alone = nil
+	}
 	s.idle.Broadcast()
 	s.mu.Unlock()
 }
@@ -448,6 +471,7 @@ func (s *Session) abandon() {
 	var left []*request
 	for _, r := range s.inflight {
 		if r.typ != tflush { // answered after what it waits for
+			s.endWait(r)
 			left = append(left, r)
 		}
 	}
