@@ -9,6 +9,9 @@ import (
 	"sort"
 	"strconv"
 	"sync"
+	"time"
+
+	"github.com/hugelgupf/p9/linux"
 
 	"github.com/moovm/moovm/cowdisk"
 )
@@ -54,7 +57,66 @@ const (
 	maxSnapshot = 1 << 20
 	// mapPiece is about how much of a longer map is made at a time.
 	mapPiece = 64 << 10
+	// maxMarks is how many places an open map remembers.
+	maxMarks = 256
+	// maxHeld is how many bytes of text all open files of a tree hold together.
+	// What is opened beyond that is made as it is read.
+	maxHeld = 16 << 20
+	// maxWalk is how long a piece of a map may take to make. Images are free to
+	// claim any size, and so to ask for any time.
+	maxWalk = 2 * time.Second
 )
+
+// live is content that is made for each read.
+type live struct{ make func() content }
+
+func (c live) measure() (int64, uint64)                      { return c.make().measure() }
+func (c live) ReadAt(p []byte, off int64) (n int, err error) { return c.make().ReadAt(p, off) }
+
+// text is a fixed content that any number of open files hold.
+type text struct {
+	fixed
+	key  uint64 // of the state it is of
+	refs int
+}
+
+// hold returns a text that is the contents of a map whose key is key, or false
+// if it is too long or too much is held already. identity.mu is locked.
+func (n *node) hold(key uint64, m *extentMap) (*text, bool) {
+	if t := n.identity.text; t != nil && t.key == key {
+		t.refs++
+		return t, true
+	}
+	s, ok := m.snapshot()
+	if !ok || !n.Tree.take(len(s.b)) {
+		return nil, false
+	}
+	t := &text{fixed: s, key: key, refs: 1}
+	n.identity.text = t
+	return t, true
+}
+
+// drop ends what hold began.
+func (n *node) drop(t *text) {
+	n.identity.mu.Lock()
+	defer n.identity.mu.Unlock()
+	if t.refs--; t.refs > 0 {
+		return
+	}
+	n.Tree.held.Add(-int64(len(t.b)))
+	if n.identity.text == t {
+		n.identity.text = nil
+	}
+}
+
+// take accounts for size bytes that an open file is to hold.
+func (t *Tree) take(size int) bool {
+	if t.held.Add(int64(size)) > maxHeld {
+		t.held.Add(-int64(size))
+		return false
+	}
+	return true
+}
 
 // extentMap is a layer's extents as JSON, made as they are read: a list, one
 // extent a line. Reading on costs nothing extra; going back costs at most a
@@ -71,6 +133,7 @@ type extentMap struct {
 	next  int64  // the first byte of the disk that is in no piece yet
 	ended bool   // the piece is the last one
 	marks []mark // ascending
+	keeps bool   // the piece is accounted for
 
 	file   string // the last extent's file
 	quoted []byte // its name as JSON
@@ -89,11 +152,19 @@ var errPieceFull = errors.New("imagefs: piece is full")
 func (c *extentMap) fill() error {
 	c.pos += int64(len(c.buf))
 	if last := c.marks[len(c.marks)-1]; c.pos > last.pos {
+		if len(c.marks) >= maxMarks { // every other one will do
+			for i := range maxMarks / 2 {
+				c.marks[i] = c.marks[2*i]
+			}
+			c.marks = c.marks[:maxMarks/2]
+		}
 		c.marks = append(c.marks, mark{c.pos, c.next})
 	}
 	c.buf = c.buf[:0]
 	if c.next < c.end {
-		err := c.l.Extents(context.Background(), c.next, c.end-c.next, func(e cowdisk.Extent) error {
+		ctx, cancel := context.WithTimeout(context.Background(), c.t.maxWalk)
+		defer cancel()
+		err := c.l.Extents(ctx, c.next, c.end-c.next, func(e cowdisk.Extent) error {
 			if len(c.buf) >= mapPiece {
 				return errPieceFull
 			}
@@ -111,6 +182,9 @@ func (c *extentMap) fill() error {
 		})
 		if errors.Is(err, errPieceFull) {
 			return nil
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			return linux.EFBIG
 		}
 		if err != nil {
 			return err
@@ -175,6 +249,15 @@ func (c *extentMap) seek(off int64) error {
 func (c *extentMap) ReadAt(p []byte, off int64) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// The piece stays for the next read if there is room for it.
+	if !c.keeps {
+		c.keeps = c.t.take(2 * mapPiece)
+	}
+	defer func() {
+		if !c.keeps {
+			c.buf, c.ended = nil, false
+		}
+	}()
 	n := 0
 	for n < len(p) {
 		if err := c.seek(off); err != nil {
@@ -190,12 +273,23 @@ func (c *extentMap) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// measure makes the whole map once, in pieces.
+// close gives back what is accounted for.
+func (c *extentMap) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.keeps {
+		c.t.held.Add(-2 * mapPiece)
+	}
+	c.keeps, c.buf, c.ended = false, nil, false
+}
+
+// measure makes the whole map once, in pieces. What takes longer than maxWalk is
+// measured as far as that.
 func (c *extentMap) measure() (size int64, sum uint64) {
 	var h maphash.Hash
 	h.SetSeed(c.t.seed)
 	m := newExtentMap(c.t, c.d, c.l)
-	for !m.ended {
+	for begin := time.Now(); !m.ended && time.Since(begin) < c.t.maxWalk; {
 		if err := m.fill(); err != nil {
 			break // whoever reads it will be told
 		}

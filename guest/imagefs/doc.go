@@ -15,7 +15,11 @@
 //
 // A read after a write shows it. A text file's contents are those of the
 // moment it was opened, however many reads they take; the bitmap, and a map of
-// more than 1 MiB, are as of each read and never held in memory as a whole.
+// more than 1 MiB, are as of each read and never held in memory as a whole. All
+// open files of a tree hold 16 MiB together, a map once for each state of the
+// disk; what is opened beyond that is as of each read too. A map whose making
+// finds nothing for two seconds is refused with EFBIG, and its size is that of
+// what was found so far.
 // stat(2) gives the size a read would find, and a modification time that moves
 // when the contents do. Everything that would change something is refused with
 // EROFS.

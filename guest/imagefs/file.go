@@ -16,6 +16,8 @@ type file struct {
 
 	mu     sync.Mutex
 	opened content
+	text   *text // what opened is, if it is shared
+	held   int   // bytes of opened that are accounted for
 	size   int64
 	mtime  time.Time
 }
@@ -112,8 +114,14 @@ func (f *file) Open(flags p9.OpenFlags) (p9.QID, uint32, error) {
 	if n.content != nil {
 		c := n.content()
 		if m, ok := c.(*extentMap); ok {
-			if s, ok := m.snapshot(); ok {
-				c = s
+			if t := f.share(m); t != nil {
+				f.text, c = t, t.fixed
+			}
+		} else if s, ok := c.(fixed); ok {
+			if n.Tree.take(len(s.b) + fileCost) {
+				f.held = len(s.b) + fileCost
+			} else {
+				c = live{n.content}
 			}
 		}
 		f.opened = c
@@ -123,6 +131,17 @@ func (f *file) Open(flags p9.OpenFlags) (p9.QID, uint32, error) {
 		}
 	}
 	return n.qid, 0, nil
+}
+
+// fileCost is about what holding a short text costs beside its bytes.
+const fileCost = 64
+
+// share is the text of the map m as of now; nil if it is not to be held.
+func (f *file) share(m *extentMap) *text {
+	f.n.identity.mu.Lock()
+	defer f.n.identity.mu.Unlock()
+	t, _ := f.n.hold(f.n.key(), m)
+	return t
 }
 
 // ReadAt implements p9.File.
@@ -183,7 +202,19 @@ func (f *file) StatFS() (p9.FSStat, error) {
 }
 
 // Close implements p9.File.
-func (f *file) Close() error { return nil }
+func (f *file) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.text != nil {
+		f.n.drop(f.text)
+	}
+	f.n.Tree.held.Add(-int64(f.held))
+	if m, ok := f.opened.(*extentMap); ok {
+		m.close()
+	}
+	f.opened, f.text, f.held = nil, nil, 0
+	return nil
+}
 
 // FSync implements p9.File: what is there is there.
 func (f *file) FSync() error { return nil }

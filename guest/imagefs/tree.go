@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hugelgupf/p9/p9"
@@ -23,6 +24,9 @@ type Tree struct {
 	now     func() time.Time
 	born    time.Time
 	seed    maphash.Seed
+
+	maxWalk time.Duration
+	held    atomic.Int64 // bytes of text that open files hold
 
 	mu    sync.Mutex
 	nodes map[string]*identity // by path; as many as the tree has files
@@ -40,6 +44,7 @@ func New(version string, disks ...Disk) (*Tree, error) {
 		born:    time.Now(),
 		seed:    maphash.MakeSeed(),
 		nodes:   make(map[string]*identity),
+		maxWalk: maxWalk,
 	}
 	names := make(map[string]bool)
 	serials := make(map[string]bool)
@@ -91,6 +96,7 @@ type identity struct {
 	size  int64
 	key   uint64 // of the contents when they were last measured
 	mtime time.Time
+	text  *text // the latest of a map that is held
 }
 
 // identify returns the identity of the node at path.

@@ -455,6 +455,79 @@ func TestLongMap(t *testing.T) {
 	}
 }
 
+// endless is a disk whose extents are never found.
+type endless struct{ imagefs.Image }
+
+func (endless) Extents(ctx context.Context, _, _ int64, _ func(cowdisk.Extent) error) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A chain that claims a size nobody can walk has no map; asking for it ends.
+func TestEndlessMap(t *testing.T) {
+	a := tree(t, imagefs.Disk{Name: "vda", Image: endless{imagefs.COW(chain(t, cowdisk.QEMUV2))}})
+	imagefs.SetMaxWalk(a, time.Millisecond)
+	stat(t, walk(t, a, "disks/vda/map"))
+	f := open(t, a, "disks/vda/map")
+	if n, err := f.ReadAt(make([]byte, 100), 0); n != 0 || !errors.Is(err, linux.EFBIG) {
+		t.Errorf("read %d bytes, %v", n, err)
+	}
+}
+
+// However many times a map is opened, one text per state of the disk is held;
+// many states, and many short files, hold no more than a bound.
+func TestMemoryHeld(t *testing.T) {
+	d := chain(t, cowdisk.QEMUV2)
+	m := &manyExtents{Image: imagefs.COW(d), n: 5000}
+	changes := uint64(0)
+	a := tree(t, imagefs.Disk{Name: "vda", Image: m, Stats: func() []imagefs.Counter {
+		return []imagefs.Counter{{Name: "writes", Value: changes}}
+	}})
+	heap := func() uint64 {
+		var s runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&s)
+		return s.HeapAlloc
+	}
+	before := heap()
+	m.calls = 0
+	var files []p9.File
+	for range 1000 {
+		files = append(files, open(t, a, "disks/vda/map"))
+	}
+	if m.calls > 100 {
+		t.Errorf("the map was walked %d times for one state", m.calls)
+	}
+	for range 300 { // 400 KB each
+		changes++
+		files = append(files, open(t, a, "disks/vda/map"))
+	}
+	want := contents(t, files[0])
+	for range 300 {
+		files = append(files, open(t, a, "disks/vda/info"), open(t, a, "disks/vda/header"))
+	}
+	for i, f := range files[:1300] {
+		if i%50 == 0 {
+			if got := contents(t, f); got != want {
+				t.Errorf("map %d has %d bytes, want %d", i, len(got), len(want))
+			}
+		}
+	}
+	if got := contents(t, files[len(files)-2]); got != read(t, a, "disks/vda/info") {
+		t.Errorf("info is %q", got)
+	}
+	if held := int64(heap() - before); held > 40<<20 {
+		t.Errorf("%d open files hold %d MiB", len(files), held>>20)
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	if held := imagefs.Held(a); held != 0 {
+		t.Errorf("%d bytes are held by nobody", held)
+	}
+	runtime.KeepAlive(files)
+}
+
 // The bitmap and the map of a disk of 1 TiB are never built whole in memory:
 // the bitmap alone has 256 MiB.
 func TestHugeDisk(t *testing.T) {
