@@ -168,3 +168,38 @@ func TestShares(t *testing.T) {
 		t.Errorf("the read-only share has %d files", len(left))
 	}
 }
+
+// A Linux guest changes what it has open after the name has gone or is another
+// file's.
+func TestShareRemovedWhileOpen(t *testing.T) {
+	needKVM(t)
+	dir := folder(t)
+	rw := filepath.Join(dir, "rw")
+	if err := os.Mkdir(rw, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	const script = `
+chdir "/mnt/b" or die "chdir: $!";
+sub make { open(my $f, "+>", $_[0]) or die "$_[0]: $!"; syswrite($f, "text") == 4 or die "write: $!"; $f }
+sub change {
+	my ($f, $what) = @_;
+	truncate($f, 2) or die "$what: ftruncate: $!";
+	chmod(0604, $f) or die "$what: fchmod: $!";
+	utime(1, 2, $f) or die "$what: futimens: $!";
+	chown(0, 0, $f) or die "$what: fchown: $!";
+	my @st = stat($f);
+	$st[7] == 2 && ($st[2] & 0777) == 0604 && $st[9] == 2 or die "$what: @st";
+}
+my $f = make("a"); unlink("a") or die $!; change($f, "unlink");
+$f = make("b"); make("c"); rename("c", "b") or die $!; change($f, "rename");
+$f = make("d"); link("d", "e") or die $!; unlink("d") or die $!; change($f, "link");
+$f = make("g"); link("g", "h") or die $!; rename("g", "h") or die $!; change($f, "same");
+open(my $again, "+<", "h") or die "open after a rename of one link to another: $!";
+print "good\n";
+`
+	r := moovm(t, dir, "run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img", "--share", "b=rw,rw", "--", "perl", "-e", script)
+	r.wantStatus(t, 0)
+	if r.stdout != "good\n" {
+		t.Errorf("the guest said %q", r.stdout)
+	}
+}
