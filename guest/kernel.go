@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+
+	"github.com/moovm/moovm/internal/unpack"
 )
 
 // maxKernelFile and maxKernelImage bound what is read and what it may unpack
@@ -179,7 +181,7 @@ func parseKernel(path string, data []byte, depth int) (*Kernel, error) {
 	}
 	k := &Kernel{Path: path}
 	image := data
-	switch c, packed := findCompression(data); {
+	switch c, packed := unpack.Find(data); {
 	case bytes.HasPrefix(data, []byte(elf.ELFMAG)):
 		k.Format = "ELF"
 	case len(data) >= 0x206 && string(data[0x202:0x206]) == "HdrS":
@@ -190,15 +192,15 @@ func parseKernel(path string, data []byte, depth int) (*Kernel, error) {
 	case foreignKernel(data) != "":
 		return nil, &KernelError{path, foreignKernel(data), nil}
 	case packed && depth == 0:
-		inner, err := c.unpack(data, maxKernelImage)
+		inner, err := c.Unpack(data, maxKernelImage)
 		if err != nil {
-			return nil, &KernelError{path, "is a damaged " + c.name + " file", err}
+			return nil, &KernelError{path, "is a damaged " + c.Name + " file", err}
 		}
 		k, err := parseKernel(path, inner, depth+1)
 		if err != nil {
 			return nil, err
 		}
-		k.Format += ", " + c.name
+		k.Format += ", " + c.Name
 		return k, nil
 	default:
 		return nil, &KernelError{path, "is not a Linux kernel (neither a bzImage nor an ELF vmlinux)", nil}
@@ -276,21 +278,21 @@ func unpackBzImage(path string, b []byte) (image []byte, format, release string,
 	if bytes.HasPrefix(payload, []byte(elf.ELFMAG)) {
 		return payload, "bzImage", release, nil
 	}
-	c, ok := findCompression(payload)
+	c, ok := unpack.Find(payload)
 	if !ok {
 		return nil, "", "", &KernelError{path, fmt.Sprintf("has a payload in an unknown format (it starts with % x)",
 			payload[:min(6, len(payload))]), nil}
 	}
-	if image, err = c.unpack(payload, maxKernelImage); err != nil {
-		return nil, "", "", &KernelError{path, "has a damaged " + c.name + " payload", err}
+	if image, err = c.Unpack(payload, maxKernelImage); err != nil {
+		return nil, "", "", &KernelError{path, "has a damaged " + c.Name + " payload", err}
 	}
 	// The last four bytes of a payload, in any format, are its unpacked size
 	// (arch/x86/boot/compressed/mkpiggy.c relies on it).
 	if size := le.Uint32(payload[max(0, len(payload)-4):]); uint32(len(image)) != size {
 		return nil, "", "", &KernelError{path, fmt.Sprintf("has a damaged %s payload: it unpacks to %d bytes instead of %d",
-			c.name, len(image), size), nil}
+			c.Name, len(image), size), nil}
 	}
-	return image, "bzImage (" + c.name + ")", release, nil
+	return image, "bzImage (" + c.Name + ")", release, nil
 }
 
 // bzRelease is the first word of the version string a bzImage carries.

@@ -2,23 +2,17 @@ package guest
 
 import (
 	"bytes"
-	"compress/gzip"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
-	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-	"github.com/pierrec/lz4/v4"
-	"github.com/ulikunitz/xz"
-	"github.com/ulikunitz/xz/lzma"
+	"github.com/moovm/moovm/internal/unpack/unpacktest"
 )
 
 const testRelease = "9.8.7-test"
@@ -62,42 +56,9 @@ func bzImage(payload []byte, size int) []byte {
 	return append(b, "trailer"...)
 }
 
-// pack compresses data with each packer there is a writer for.
-func pack(t testing.TB, data []byte) map[string][]byte {
-	t.Helper()
-	out := map[string][]byte{}
-	run := func(name string, open func(w io.Writer) (io.WriteCloser, error)) {
-		var b bytes.Buffer
-		w, err := open(&b)
-		if err == nil {
-			_, err = w.Write(data)
-		}
-		if err == nil {
-			err = w.Close()
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		out[name] = b.Bytes()
-	}
-	run("gzip", func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil })
-	run("xz", func(w io.Writer) (io.WriteCloser, error) {
-		return xz.WriterConfig{CheckSum: xz.CRC32, BlockSize: 100 << 10}.NewWriter(w) // several blocks
-	})
-	run("zstd", func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) })
-	run("lzma", func(w io.Writer) (io.WriteCloser, error) {
-		return lzma.WriterConfig{EOSMarker: true}.NewWriter(w)
-	})
-	run("lz4", func(w io.Writer) (io.WriteCloser, error) {
-		z := lz4.NewWriter(w)
-		return z, z.Apply(lz4.LegacyOption(true))
-	})
-	return out
-}
-
 func TestLoadBzImage(t *testing.T) {
 	want := elfKernel()
-	for name, payload := range pack(t, want) {
+	for name, payload := range unpacktest.Pack(t, want) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "vmlinuz")
 			writeFile(t, path, bzImage(payload, len(want)))
@@ -146,7 +107,7 @@ func TestLoadELF(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	k, err = ParseKernel("vmlinux.gz", pack(t, image)["gzip"])
+	k, err = ParseKernel("vmlinux.gz", unpacktest.Pack(t, image)["gzip"])
 	if err != nil || k.Format != "ELF, gzip" || k.Release != testRelease {
 		t.Errorf("packed ELF: %+v, %v", k, err)
 	}
@@ -174,7 +135,7 @@ func TestNotAKernel(t *testing.T) {
 		"text":         {[]byte("hello\n"), "is not a Linux kernel"},
 		"zeros":        {make([]byte, 10000), "is not a Linux kernel"},
 		"arm64":        {at(56, "ARM\x64"), "is an ARM64 kernel"},
-		"packed arm64": {pack(t, at(56, "ARM\x64"))["gzip"], "is an ARM64 kernel"},
+		"packed arm64": {unpacktest.Pack(t, at(56, "ARM\x64"))["gzip"], "is an ARM64 kernel"},
 		"arm":          {at(0x24, "\x18\x28\x6f\x01"), "is a 32-bit ARM kernel"},
 		"riscv":        {at(56, "RSC\x05"), "is a RISC-V kernel"},
 		"zboot":        {at(0, "MZ\x00\x00zimg"), "EFI zboot"},
@@ -182,7 +143,7 @@ func TestNotAKernel(t *testing.T) {
 		"initrd":       {at(0, "070701"), "cpio archive"},
 		"deb":          {at(0, "!<arch>\n"), "Debian package"},
 		"bad gzip":     {at(0, "\x1f\x8b\x08"), "is a damaged gzip file"},
-		"twice packed": {pack(t, pack(t, k)["gzip"])["gzip"], "is not a Linux kernel"},
+		"twice packed": {unpacktest.Pack(t, unpacktest.Pack(t, k)["gzip"])["gzip"], "is not a Linux kernel"},
 
 		"old protocol":    {change(bz, func(b []byte) { le.PutUint16(b[bzVersion:], 0x0204) }), "speaks boot protocol 2.04"},
 		"truncated":       {bz[:len(bz)/2], "is truncated"},
@@ -229,72 +190,11 @@ func TestNotAKernel(t *testing.T) {
 	}
 }
 
-// What unpacks to more than is allowed is refused, and is not held in memory.
-func TestUnpackLimit(t *testing.T) {
-	data := make([]byte, 1<<20)
-	for name, packed := range pack(t, data) {
-		c, ok := findCompression(packed)
-		if !ok || c.name != name {
-			t.Errorf("%s is taken for %q", name, c.name)
-			continue
-		}
-		if _, err := c.unpack(packed, int64(len(data))-1); !errors.Is(err, errTooLarge) {
-			t.Errorf("%s: %v, want errTooLarge", name, err)
-		}
-		if b, err := c.unpack(packed, int64(len(data))); err != nil || len(b) != len(data) {
-			t.Errorf("%s: %d bytes, %v", name, len(b), err)
-		}
-	}
-}
-
-func TestBzip2(t *testing.T) {
-	// printf 'Linux\n' | bzip2, and the size that the kernel's build appends
-	const packed = "\x42\x5a\x68\x39\x31\x41\x59\x26\x53\x59\x2d\x2c\x75\x21\x00\x00\x00\xc5\x80\x00\x10\x00\x04\x00\x21\x02\x40\x20\x00\x21\x80\x0c\x03\x27\x2e\xe2\xee\x48\xa7\x0a\x12\x05\xa5\x8e\xa4\x20\x06\x00\x00\x00"
-	if b, err := unpackBzip2([]byte(packed), 100); err != nil || string(b) != "Linux\n" {
-		t.Errorf("got %q, %v", b, err)
-	}
-}
-
-// branchCode is bytes full of what the x86 branch filter acts on.
-func branchCode() []byte {
-	r := rand.New(rand.NewPCG(1, 2))
-	b := make([]byte, 64<<10)
-	for i := range b {
-		switch r.IntN(8) {
-		case 0, 1:
-			b[i] = 0xe8 + byte(r.IntN(2))
-		case 2, 3:
-			b[i] = 0
-		case 4:
-			b[i] = 0xff
-		default:
-			b[i] = byte(r.Uint32())
-		}
-	}
-	return b
-}
-
-// testdata/branches.xz was made of branchCode by xz --x86 --lzma2=preset=9.
-func TestXZBranchFilter(t *testing.T) {
-	packed, err := os.ReadFile("testdata/branches.xz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := unpackXZ(packed, 1<<20)
-	if err != nil || !bytes.Equal(got, branchCode()) {
-		t.Errorf("%d bytes, %v", len(got), err)
-	}
-	packed[len(packed)/2] ^= 1
-	if _, err := unpackXZ(packed, 1<<20); err == nil {
-		t.Error("damage was not noticed")
-	}
-}
-
 func TestKernelCache(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "vmlinuz")
 	want := elfKernel()
-	writeFile(t, path, bzImage(pack(t, want)["xz"], len(want)))
+	writeFile(t, path, bzImage(unpacktest.Pack(t, want)["xz"], len(want)))
 	l := KernelLoader{CacheDir: filepath.Join(dir, "cache")}
 	load := func() *Kernel {
 		t.Helper()
@@ -411,7 +311,7 @@ func TestRealKernel(t *testing.T) {
 
 func FuzzParseKernel(f *testing.F) {
 	want := elfKernel()[:2000]
-	for _, p := range pack(f, want) {
+	for _, p := range unpacktest.Pack(f, want) {
 		f.Add(bzImage(p, len(want)))
 		f.Add(p)
 	}

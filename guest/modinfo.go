@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/moovm/moovm/internal/unpack"
 )
 
 // maxModule bounds a module, packed and unpacked, in bytes. The largest
@@ -78,13 +80,13 @@ func loadModule(path string) ([]byte, error) {
 		return nil, fmt.Errorf("kernel module: %w", err)
 	}
 	defer file.Close()
-	b, err := readLimited(file, maxModule)
+	b, err := unpack.ReadLimited(file, maxModule)
 	if err != nil {
 		return nil, fmt.Errorf("kernel module %s: %w", path, err)
 	}
-	if c, ok := findCompression(b); ok {
-		if b, err = c.unpack(b, maxModule); err != nil {
-			return nil, fmt.Errorf("kernel module %s is a damaged %s file: %w", path, c.name, err)
+	if c, ok := unpack.Find(b); ok {
+		if b, err = c.Unpack(b, maxModule); err != nil {
+			return nil, fmt.Errorf("kernel module %s is a damaged %s file: %w", path, c.Name, err)
 		}
 	}
 	if !bytes.HasPrefix(b, []byte(elf.ELFMAG)) {
@@ -120,7 +122,7 @@ func parseModuleInfo(path string, r io.ReaderAt) (moduleInfo, error) {
 	if s == nil || s.Type != elf.SHT_PROGBITS {
 		return moduleInfo{}, fmt.Errorf("kernel module %s has no .modinfo section", path)
 	}
-	b, err := readLimited(s.Open(), 1<<20)
+	b, err := unpack.ReadLimited(s.Open(), 1<<20)
 	if err != nil {
 		return moduleInfo{}, fmt.Errorf("kernel module %s: .modinfo: %w", path, err)
 	}

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/moovm/moovm/internal/unpack/unpacktest"
 )
 
 // koFile is an ELF object with a .modinfo section, as little as a module can be.
@@ -44,7 +46,9 @@ func modulesTree(t *testing.T, depmod bool) (root, dir string) {
 	root = t.TempDir()
 	dir = filepath.Join(root, "lib/modules", testRelease)
 	magic := "vermagic=" + testRelease + " SMP mod_unload"
-	packed := func(name string, info ...string) []byte { return pack(t, koFile(append(info, magic)...))[name] }
+	packed := func(name string, info ...string) []byte {
+		return unpacktest.Pack(t, koFile(append(info, magic)...))[name]
+	}
 	for name, data := range map[string][]byte{
 		"kernel/drivers/virtio/virtio.ko":         koFile("depends=virtio_ring", magic),
 		"kernel/drivers/virtio/virtio_ring.ko.xz": packed("xz", "depends="),

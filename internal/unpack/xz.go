@@ -1,4 +1,4 @@
-package guest
+package unpack
 
 import (
 	"bytes"
@@ -78,7 +78,7 @@ func unpackXZBlock(src []byte, check byte, limit int64) (out []byte, used int, e
 	if err != nil {
 		return nil, 0, err
 	}
-	if out, err = readLimited(r, limit); err != nil {
+	if out, err = ReadLimited(r, limit); err != nil {
 		return nil, 0, err
 	}
 	if !r.EOS() {

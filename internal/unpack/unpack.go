@@ -1,4 +1,7 @@
-package guest
+// Package unpack unpacks what kernels and modules are packed with, in memory
+// and within a limit. The data is not trusted: memory grows with what arrives,
+// never with what a header promises.
+package unpack
 
 import (
 	"bufio"
@@ -15,25 +18,29 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// errTooLarge ends the unpacking of data that grows beyond what was allowed.
-var errTooLarge = errors.New("unpacks to more than is allowed")
+// ErrTooLarge ends the unpacking of data that grows beyond what was allowed.
+var ErrTooLarge = errors.New("unpacks to more than is allowed")
 
 // maxDictionary is the largest xz, lzma or zstd window that is accepted. Linux
 // itself uses 32 MiB (xz) and 128 MiB (zstd --ultra -22).
 const maxDictionary = 128 << 20
 
-// compression is one way to pack a kernel or a module.
-type compression struct {
-	name   string
+// A Format is one way to pack a kernel or a module.
+type Format struct {
+	Name   string // such as "xz"
 	magic  string
 	unpack func(src []byte, limit int64) ([]byte, error)
 }
 
+// Unpack unpacks src, which Find recognised. More than limit bytes are
+// ErrTooLarge. What follows the packed data is ignored, as it is the loader's.
+func (f Format) Unpack(src []byte, limit int64) ([]byte, error) { return f.unpack(src, limit) }
+
 // compressions holds what the kernel's build system may have used, except lzo.
 // The lzma magic is that of its properties byte and a dictionary of 64 KiB or
 // more, because the format has none.
-func compressions() []compression {
-	return []compression{
+func compressions() []Format {
+	return []Format{
 		{"gzip", "\x1f\x8b", unpackGzip},
 		{"xz", xzMagic, unpackXZ},
 		{"zstd", "\x28\xb5\x2f\xfd", unpackZstd},
@@ -46,19 +53,19 @@ func compressions() []compression {
 	}
 }
 
-// findCompression recognises how src is packed.
-func findCompression(src []byte) (compression, bool) {
+// Find recognises how src is packed.
+func Find(src []byte) (Format, bool) {
 	for _, c := range compressions() {
 		if bytes.HasPrefix(src, []byte(c.magic)) {
 			return c, true
 		}
 	}
-	return compression{}, false
+	return Format{}, false
 }
 
-// readLimited reads r to its end, at most limit bytes. Memory grows with what
+// ReadLimited reads r to its end, at most limit bytes. Memory grows with what
 // arrives, never with what a header promises.
-func readLimited(r io.Reader, limit int64) ([]byte, error) {
+func ReadLimited(r io.Reader, limit int64) ([]byte, error) {
 	var b bytes.Buffer
 	n, err := b.ReadFrom(io.LimitReader(r, limit+1))
 	if err != nil {
@@ -68,7 +75,7 @@ func readLimited(r io.Reader, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if n > limit {
-		return nil, errTooLarge
+		return nil, ErrTooLarge
 	}
 	return b.Bytes(), nil
 }
@@ -79,7 +86,7 @@ func unpackGzip(src []byte, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	r.Multistream(false) // whatever follows is the loader's, not the kernel's
-	return readLimited(r, limit)
+	return ReadLimited(r, limit)
 }
 
 func unpackBzip2(src []byte, limit int64) ([]byte, error) {
@@ -89,7 +96,7 @@ func unpackBzip2(src []byte, limit int64) ([]byte, error) {
 	var b bytes.Buffer
 	n, err := b.ReadFrom(io.LimitReader(r, limit+1))
 	if n > limit {
-		return nil, errTooLarge
+		return nil, ErrTooLarge
 	}
 	var bad bzip2.StructuralError
 	if err != nil && (n == 0 || !errors.As(err, &bad)) {
@@ -110,7 +117,7 @@ func unpackZstd(src []byte, limit int64) ([]byte, error) {
 	var b bytes.Buffer
 	n, err := b.ReadFrom(io.LimitReader(r, limit+1))
 	if n > limit {
-		return nil, errTooLarge
+		return nil, ErrTooLarge
 	}
 	if err != nil && (n == 0 || !errors.Is(err, zstd.ErrMagicMismatch)) {
 		return nil, err
@@ -126,7 +133,7 @@ func unpackLZMA(src []byte, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readLimited(r, limit)
+	return ReadLimited(r, limit)
 }
 
 // The LZ4 legacy frame, as `lz4 -l` writes it: magic, then blocks of at most
@@ -163,7 +170,7 @@ func unpackLZ4(src []byte, limit int64) ([]byte, error) {
 			return nil, fmt.Errorf("lz4 block: %w", err)
 		}
 		if int64(len(out)+n) > limit {
-			return nil, errTooLarge
+			return nil, ErrTooLarge
 		}
 		out = append(out, block[:n]...)
 		src = src[4+size:]
