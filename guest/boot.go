@@ -16,6 +16,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -69,7 +70,7 @@ type Share struct {
 // Config describes a guest.
 type Config struct {
 	// Kernel is what boots. It is not closed.
-	Kernel *Kernel
+	Kernel *kernel.Kernel
 	// Modules are the kernel's; nil means that everything needed is built in.
 	Modules *Modules
 	// LoadModules are further modules to load, by name.
@@ -173,7 +174,7 @@ type Guest struct {
 
 // Boot runs a guest to its end. A command that fails is no error: its status is
 // in the Result. Errors are a *GuestError (the init could not do its work), a
-// *PanicError, a *BootError, a *StoppedError when ctx ended, a *KernelError, or
+// *PanicError, a *BootError, a *StoppedError when ctx ended, a *kernel.KernelError, or
 // one of the machine. ExitStatus makes an exit status of them.
 func Boot(ctx context.Context, cfg Config) (Result, error) {
 	g, err := Start(ctx, cfg)
@@ -488,7 +489,7 @@ type plan struct {
 // makePlan decides on the kernel command line and builds the initramfs.
 func makePlan(cfg *Config) (plan, error) {
 	if cfg.Kernel == nil {
-		return plan{}, fmt.Errorf("no kernel was given: %w", ErrNotKernel)
+		return plan{}, fmt.Errorf("no kernel was given: %w", kernel.ErrNotKernel)
 	}
 	params := parseBootParams(cfg.Append)
 	p := plan{cmdline: kernelCmdline(cfg, params)}

@@ -5,7 +5,7 @@
 //
 // The pieces can be used apart:
 //
-//   - [LoadKernel] turns a distribution's vmlinuz (bzImage with a gzip, xz, lz4,
+//   - [kernel.LoadKernel] turns a distribution's vmlinuz (bzImage with a gzip, xz, lz4,
 //     zstd, bzip2 or lzma payload) or an ELF vmlinux into the ELF image a
 //     machine boots, with its release name.
 //   - [OpenModules] and [Modules.Resolve] find the modules a guest needs, with

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/kernel"
 )
 
 // A program that boots guests is their init, too.
@@ -15,7 +16,7 @@ func Example() {
 	if guest.IsInit() {
 		guest.InitMain() // never returns
 	}
-	if err := run("/boot/vmlinuz-none"); errors.Is(err, guest.ErrNotKernel) {
+	if err := run("/boot/vmlinuz-none"); errors.Is(err, kernel.ErrNotKernel) {
 		fmt.Println("there is no kernel to boot")
 	}
 	// Output: there is no kernel to boot
@@ -23,7 +24,7 @@ func Example() {
 
 // run boots a kernel, without any disk, and runs a command in its initramfs.
 func run(path string) error {
-	kernel, err := guest.LoadKernel(path)
+	kernel, err := kernel.LoadKernel(path)
 	if err != nil {
 		return err
 	}

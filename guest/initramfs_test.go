@@ -11,11 +11,12 @@ import (
 	"testing"
 
 	"github.com/cavaliergopher/cpio"
+	"github.com/moovm/moovm/kernel/kerneltest"
 )
 
 func TestInitramfs(t *testing.T) {
 	root, _ := modulesTree(t, true)
-	m, err := OpenModules(root, testRelease)
+	m, err := OpenModules(root, kerneltest.Release)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/moovm/moovm/kernel"
 )
 
 // ErrNoModules says that there is no modules folder for a kernel.
@@ -108,7 +110,7 @@ func OpenModules(dir, release string) (*Modules, error) {
 // FindModules looks for the modules of k where they usually are: next to the
 // kernel in an unpacked package (boot/vmlinuz beside lib/modules), in a build
 // tree's or a distribution's lib/modules, in this system's /lib/modules.
-func FindModules(k *Kernel) (*Modules, error) {
+func FindModules(k *kernel.Kernel) (*Modules, error) {
 	if k.Release == "" {
 		return nil, fmt.Errorf("kernel %s does not say its release; name its modules folder: %w", k.Path, ErrNoModules)
 	}

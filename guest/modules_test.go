@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/moovm/moovm/internal/unpack/unpacktest"
+	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kernel/kerneltest"
 )
 
 // koFile is an ELF object with a .modinfo section, as little as a module can be.
@@ -44,8 +46,8 @@ func koFile(info ...string) []byte {
 func modulesTree(t *testing.T, depmod bool) (root, dir string) {
 	t.Helper()
 	root = t.TempDir()
-	dir = filepath.Join(root, "lib/modules", testRelease)
-	magic := "vermagic=" + testRelease + " SMP mod_unload"
+	dir = filepath.Join(root, "lib/modules", kerneltest.Release)
+	magic := "vermagic=" + kerneltest.Release + " SMP mod_unload"
 	packed := func(name string, info ...string) []byte {
 		return unpacktest.Pack(t, koFile(append(info, magic)...))[name]
 	}
@@ -114,7 +116,7 @@ func TestResolve(t *testing.T) {
 	for _, depmod := range []bool{true, false} {
 		t.Run(map[bool]string{true: "modules.dep", false: "no modules.dep"}[depmod], func(t *testing.T) {
 			root, dir := modulesTree(t, depmod)
-			m, err := OpenModules(root, testRelease)
+			m, err := OpenModules(root, kerneltest.Release)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -175,7 +177,7 @@ func TestModuleLoad(t *testing.T) {
 	}
 	for _, f := range files { // one of each packing
 		b, err := f.Load()
-		if err != nil || !bytes.HasPrefix(b, []byte(elf.ELFMAG)) || !bytes.Contains(b, []byte("vermagic="+testRelease)) {
+		if err != nil || !bytes.HasPrefix(b, []byte(elf.ELFMAG)) || !bytes.Contains(b, []byte("vermagic="+kerneltest.Release)) {
 			t.Errorf("%s: %d bytes, %v", f.Path, len(b), err)
 		}
 	}
@@ -192,7 +194,7 @@ func TestModuleLoad(t *testing.T) {
 func TestOpenModules(t *testing.T) {
 	root, dir := modulesTree(t, true)
 	for _, d := range []string{root, filepath.Join(root, "lib/modules"), dir} {
-		for _, release := range []string{testRelease, ""} {
+		for _, release := range []string{kerneltest.Release, ""} {
 			if m, err := OpenModules(d, release); err != nil || m.Dir() != dir {
 				t.Errorf("%s, release %q: %v", d, release, err)
 			}
@@ -205,15 +207,15 @@ func TestOpenModules(t *testing.T) {
 	if err := os.Symlink(filepath.Join(root, "lib/modules"), filepath.Join(usr, "usr/lib/modules")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenModules(usr, testRelease); err != nil {
+	if _, err := OpenModules(usr, kerneltest.Release); err != nil {
 		t.Error(err)
 	}
 	for _, c := range []struct{ dir, release, want string }{
-		{root, "1.2.3", "has none for kernel 1.2.3 (only " + testRelease + ")"},
-		{dir, "1.2.3", "is for kernel " + testRelease + ", but the kernel is 1.2.3"},
-		{filepath.Join(root, "nowhere"), testRelease, "no such file or directory"},
-		{filepath.Join(dir, "modules.dep"), testRelease, "is a file"},
-		{t.TempDir(), testRelease, "has none for kernel"},
+		{root, "1.2.3", "has none for kernel 1.2.3 (only " + kerneltest.Release + ")"},
+		{dir, "1.2.3", "is for kernel " + kerneltest.Release + ", but the kernel is 1.2.3"},
+		{filepath.Join(root, "nowhere"), kerneltest.Release, "no such file or directory"},
+		{filepath.Join(dir, "modules.dep"), kerneltest.Release, "is a file"},
+		{t.TempDir(), kerneltest.Release, "has none for kernel"},
 		{t.TempDir(), "", "has no kernel modules in it"},
 	} {
 		_, err := OpenModules(c.dir, c.release)
@@ -229,13 +231,13 @@ func TestOpenModules(t *testing.T) {
 
 func TestFindModules(t *testing.T) {
 	root, dir := modulesTree(t, true)
-	for _, path := range []string{"boot/vmlinuz", "vmlinuz", "lib/modules/" + testRelease + "/vmlinuz"} {
-		m, err := FindModules(&Kernel{Path: filepath.Join(root, path), Release: testRelease})
+	for _, path := range []string{"boot/vmlinuz", "vmlinuz", "lib/modules/" + kerneltest.Release + "/vmlinuz"} {
+		m, err := FindModules(&kernel.Kernel{Path: filepath.Join(root, path), Release: kerneltest.Release})
 		if err != nil || m.Dir() != dir {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	for _, k := range []Kernel{{Path: filepath.Join(root, "boot/vmlinuz"), Release: "1.2.3"}, {Path: filepath.Join(root, "boot/vmlinuz")}} {
+	for _, k := range []kernel.Kernel{{Path: filepath.Join(root, "boot/vmlinuz"), Release: "1.2.3"}, {Path: filepath.Join(root, "boot/vmlinuz")}} {
 		if _, err := FindModules(&k); !errors.Is(err, ErrNoModules) {
 			t.Errorf("release %q: %v", k.Release, err)
 		}
@@ -285,4 +287,44 @@ func FuzzModuleInfo(f *testing.F) {
 			t.Error("an empty dependency")
 		}
 	})
+}
+
+func TestRealModules(t *testing.T) {
+	k := testKernel(t)
+	m, err := FindModules(k)
+	if err != nil {
+		t.Skip(err)
+	}
+	files, err := m.Resolve("virtio_pci", "virtio_blk", "ext4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if _, err := f.Load(); err != nil {
+			t.Error(err)
+		}
+	}
+	// Without modules.dep the same modules are found, each after its needs.
+	bare, err := newModules(m.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare.have.dep, bare.have.alias, bare.have.softdep = false, false, false
+	again, err := bare.Resolve("virtio_pci", "virtio_blk", "ext4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(again) != len(files) {
+		t.Errorf("with modules.dep %v\nwithout %v", files, again)
+	}
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
 }

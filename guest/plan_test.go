@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kernel/kerneltest"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -62,7 +64,7 @@ func (m memoryDisk) Size() int64                              { return int64(len
 
 func TestModulesFor(t *testing.T) {
 	root, _ := modulesTree(t, true)
-	m, err := OpenModules(root, testRelease)
+	m, err := OpenModules(root, kerneltest.Release)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,8 +105,8 @@ func TestModulesFor(t *testing.T) {
 
 func TestStartRefuses(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vmlinux")
-	writeFile(t, path, elfKernel())
-	k, err := LoadKernel(path)
+	writeFile(t, path, kerneltest.ELF())
+	k, err := kernel.LoadKernel(path)
 	if err != nil {
 		t.Fatal(err)
 	}

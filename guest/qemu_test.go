@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kernel/kerneltest"
 )
 
 // These tests boot the real init in QEMU's software emulation, which needs no
@@ -48,13 +51,9 @@ func needTool(t *testing.T, names ...string) {
 	}
 }
 
-func testKernel(t *testing.T) *Kernel {
+func testKernel(t *testing.T) *kernel.Kernel {
 	t.Helper()
-	path := os.Getenv("MOOVM_KERNEL")
-	if path == "" {
-		t.Skip("MOOVM_KERNEL is not set: name the vmlinuz of an unpacked linux-image package")
-	}
-	k, err := LoadKernel(path)
+	k, err := kernel.LoadKernel(kerneltest.Path(t))
 	if err != nil {
 		t.Fatal(err)
 	}

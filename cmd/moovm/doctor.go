@@ -12,6 +12,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/sandbox"
+	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -127,7 +128,7 @@ func kernelFinding() finding {
 	if err != nil {
 		return finding{Name: "kernel", Found: "none found", Advice: err.Error()}
 	}
-	k, err := guest.LoadKernel(path)
+	k, err := kernel.LoadKernel(path)
 	if err != nil {
 		return finding{Name: "kernel", Found: err.Error(), Advice: "name another with --kernel or $MOOVM_KERNEL"}
 	}

@@ -11,11 +11,12 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/kernel"
 )
 
 // opened is what a request names, open and locked.
 type opened struct {
-	kernel  *guest.Kernel
+	kernel  *kernel.Kernel
 	modules *guest.Modules // nil: the kernel has all it needs built in
 	initrd  []byte
 	disks   []guest.Disk
@@ -53,7 +54,7 @@ func (r *machineRequest) openKernel(o *opened) (err error) {
 			return err
 		}
 	}
-	if o.kernel, err = guest.LoadKernel(r.kernel); err != nil {
+	if o.kernel, err = kernel.LoadKernel(r.kernel); err != nil {
 		return err
 	}
 	o.closers = append(o.closers, o.kernel)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/kernel"
 )
 
 func main() {
@@ -42,7 +43,7 @@ func run(kernelPath, modulesDir, image string, sector int64) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	kernel, err := guest.LoadKernel(kernelPath)
+	kernel, err := kernel.LoadKernel(kernelPath)
 	if err != nil {
 		return err
 	}

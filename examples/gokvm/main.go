@@ -23,6 +23,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio9p"
 	"github.com/moovm/moovm/virtioblk"
@@ -75,7 +76,7 @@ func run(kernelPath, modulesDir string, memory int, image string, command []stri
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
 
-	kernel, err := guest.LoadKernel(kernelPath)
+	kernel, err := kernel.LoadKernel(kernelPath)
 	if err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func run(kernelPath, modulesDir string, memory int, image string, command []stri
 
 // initramfs holds this program as init, the modules it takes to reach the disk
 // and the command to run there.
-func initramfs(kernel *guest.Kernel, modulesDir string, command []string) (*strings.Reader, error) {
+func initramfs(kernel *kernel.Kernel, modulesDir string, command []string) (*strings.Reader, error) {
 	dir, release := filepath.Split(filepath.Clean(modulesDir))
 	mods, err := guest.OpenModules(filepath.Join(dir, release), kernel.Release)
 	if err != nil {

@@ -18,13 +18,14 @@ import (
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/virtioblk"
 )
 
 // setup is a guest's configuration and what it holds open.
 type setup struct {
 	guest  guest.Config
-	kernel *guest.Kernel
+	kernel *kernel.Kernel
 	disks  []*bootDisk
 	tmp    string // of overlays, to be removed; empty = somebody else's
 	close  []io.Closer

@@ -10,6 +10,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/kernel"
 )
 
 // Defaults of a Config.
@@ -200,8 +201,8 @@ var ErrNoKernel = host.ErrNoKernel
 
 // open opens a kernel with its modules. Modules may be nil: a kernel may have
 // all it needs built in.
-func (c *Config) open(path string) (*guest.Kernel, *guest.Modules, error) {
-	k, err := guest.LoadKernel(path)
+func (c *Config) open(path string) (*kernel.Kernel, *guest.Modules, error) {
+	k, err := kernel.LoadKernel(path)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -36,18 +36,19 @@ var arrows = map[string][]string{
 	"vmm":                   {"virtio", "virtio/pci", "virtio/mmio", "virtioblk", "virtio9p", "internal/kvm"},
 	"internal/agent":        {},
 	"internal/unpack":       {},
-	"guest":                 {"vmm", "cowdisk", "guest/imagefs", "guest/sharefs", "internal/agent", "internal/host", "internal/unpack"},
+	"kernel":                {"internal/unpack", "internal/host"},
+	"guest":                 {"vmm", "cowdisk", "guest/imagefs", "guest/sharefs", "internal/agent", "internal/unpack", "kernel"},
 	"guest/imagefs":         {"cowdisk"},
 	"guest/sharefs":         {},
-	"guest/guesttest":       {"guest", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
-	"internal/sandbox":      {"guest", "internal/agent", "internal/reexec"},
+	"guest/guesttest":       {"guest", "kernel", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
+	"internal/sandbox":      {"guest", "kernel", "internal/agent", "internal/reexec"},
 	"internal/archtest":     {},
 	"internal/unixsock":     {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"guest", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
+	"cmd/moovm": {"guest", "kernel", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
 	// Examples show the public rooms, to whoever embeds them.
-	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/guesttest", "guest/imagefs", "vmm"},
+	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/guesttest", "guest/imagefs", "kernel", "vmm"},
 }
 
 // sources calls f for every Go file of the module that is not a test.

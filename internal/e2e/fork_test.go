@@ -13,7 +13,7 @@ import (
 
 	"github.com/cavaliergopher/cpio"
 
-	"github.com/moovm/moovm/guest"
+	guestkernel "github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -102,7 +102,7 @@ type job struct {
 	out  *jobConsole
 }
 
-func bootJob(t *testing.T, kernel *guest.Kernel, initrd []byte, cpus int, transport vmm.Transport) *job {
+func bootJob(t *testing.T, kernel *guestkernel.Kernel, initrd []byte, cpus int, transport vmm.Transport) *job {
 	t.Helper()
 	j := &job{name: "parent", out: &jobConsole{}}
 	var err error
@@ -175,7 +175,7 @@ func TestLongForkStock(t *testing.T) {
 
 func forkStock(t *testing.T, children int, cpus []int, transports ...vmm.Transport) {
 	needKVM(t)
-	k, err := guest.LoadKernel(kernel)
+	k, err := guestkernel.LoadKernel(kernel)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func forkStock(t *testing.T, children int, cpus []int, transports ...vmm.Transpo
 
 // forkTest is what all of its runs share.
 type forkTest struct {
-	kernel *guest.Kernel
+	kernel *guestkernel.Kernel
 	initrd []byte
 	want   string            // a job's result
 	uuids  map[string]string // that were seen, and whose they are

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moovm/moovm/guest"
+	guestkernel "github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -35,7 +35,7 @@ func qemuMicrovm(t *testing.T, memory, elf, initrd, cmdline string, more ...stri
 // elfFile is the kernel unpacked, as a file that QEMU can read.
 func elfFile(t *testing.T, dir string) string {
 	t.Helper()
-	k, err := guest.LoadKernel(kernel)
+	k, err := guestkernel.LoadKernel(kernel)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/cavaliergopher/cpio"
 
 	"github.com/moovm/moovm/guest"
+	guestkernel "github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -83,7 +84,7 @@ type testMachine struct {
 // elfKernel is a kernel file as an ELF image.
 func elfKernel(t *testing.T, path string) vmm.Kernel {
 	t.Helper()
-	k, err := guest.LoadKernel(path)
+	k, err := guestkernel.LoadKernel(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,9 +93,9 @@ func elfKernel(t *testing.T, path string) vmm.Kernel {
 }
 
 // kernelWithModules is the kernel and what there is for it to load.
-func kernelWithModules(t *testing.T) (*guest.Kernel, *guest.Modules) {
+func kernelWithModules(t *testing.T) (*guestkernel.Kernel, *guest.Modules) {
 	t.Helper()
-	k, err := guest.LoadKernel(kernel)
+	k, err := guestkernel.LoadKernel(kernel)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/kernel"
 )
 
 // modules of the emulated host: KVM, and the roads to this machine. Those in
@@ -45,7 +46,7 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("%w (%v)", ErrNoQEMU, err)
 	}
-	kernel, err := guest.LoadKernel(c.Kernel)
+	kernel, err := kernel.LoadKernel(c.Kernel)
 	if err != nil {
 		return 0, err
 	}
@@ -133,7 +134,7 @@ func bootError(cause, waitErr error, complaints, console string) error {
 }
 
 // initramfs is the archive of the emulated host.
-func initramfs(c *Config, kernel *guest.Kernel) (*guest.Initramfs, error) {
+func initramfs(c *Config, kernel *kernel.Kernel) (*guest.Initramfs, error) {
 	mods, err := openModules(c, kernel)
 	if err != nil {
 		return nil, err
@@ -154,7 +155,7 @@ func initramfs(c *Config, kernel *guest.Kernel) (*guest.Initramfs, error) {
 	return &guest.Initramfs{Init: c.Init, Libraries: true, Modules: files, Config: initConfig(c)}, nil
 }
 
-func openModules(c *Config, kernel *guest.Kernel) (*guest.Modules, error) {
+func openModules(c *Config, kernel *kernel.Kernel) (*guest.Modules, error) {
 	if c.Modules == "" {
 		return guest.FindModules(kernel)
 	}

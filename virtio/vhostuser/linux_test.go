@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/virtioblk"
 )
 
@@ -58,7 +59,7 @@ func TestQEMULinux(t *testing.T) {
 	overlayOn(t, filepath.Dir(data), data).Close()
 	d := startDaemon(t, "cow", filepath.Join(filepath.Dir(data), "overlay.cow"), 2)
 
-	kernel, err := guest.LoadKernel(kernelPath)
+	kernel, err := kernel.LoadKernel(kernelPath)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package guest
+package kernel
 
 import (
 	"crypto/sha256"

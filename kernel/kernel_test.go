@@ -1,4 +1,4 @@
-package guest
+package kernel
 
 import (
 	"bytes"
@@ -13,55 +13,15 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/internal/unpack/unpacktest"
+	"github.com/moovm/moovm/kernel/kerneltest"
 )
 
-const testRelease = "9.8.7-test"
-
-// elfKernel is a small ELF image that passes for an x86-64 kernel.
-func elfKernel() []byte {
-	const banner = "Linux version %s (not this one)\x00Linux version " + testRelease + " (someone@somewhere) #1 SMP\n\x00"
-	body := append(bytes.Repeat([]byte{0x90}, 300<<10), banner...)
-	var b bytes.Buffer
-	h := elf.Header64{
-		Ident: [16]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Entry: 0x1000000,
-		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
-	}
-	p := elf.Prog64{Type: uint32(elf.PT_LOAD), Off: 120, Vaddr: 0x1000000, Paddr: 0x1000000,
-		Filesz: uint64(len(body)), Memsz: uint64(len(body)) + 4096}
-	_ = binary.Write(&b, binary.LittleEndian, h)
-	_ = binary.Write(&b, binary.LittleEndian, p)
-	b.Write(body)
-	return b.Bytes()
-}
-
-// bzImage wraps a payload as the kernel's build does: the unpacked size
-// follows it, except with gzip, which has it already.
-func bzImage(payload []byte, size int) []byte {
-	if !bytes.HasPrefix(payload, []byte{0x1f, 0x8b}) {
-		payload = binary.LittleEndian.AppendUint32(bytes.Clone(payload), uint32(size))
-	}
-	b := make([]byte, 512*(1+3)) // boot sector and 3 sectors of set-up
-	b[bzSetupSects] = 3
-	b[0x1fe], b[0x1ff] = 0x55, 0xaa
-	copy(b[0x202:], "HdrS")
-	binary.LittleEndian.PutUint16(b[bzVersion:], 0x020f)
-	binary.LittleEndian.PutUint16(b[bzKernelVersion:], 0x300)
-	copy(b[0x500:], testRelease+" (someone@somewhere) #1 SMP\x00")
-	const stub = 100 // decompressor in front of the payload
-	binary.LittleEndian.PutUint32(b[bzPayloadOffset:], stub)
-	binary.LittleEndian.PutUint32(b[bzPayloadLength:], uint32(len(payload)))
-	b = append(b, make([]byte, stub)...)
-	b = append(b, payload...)
-	return append(b, "trailer"...)
-}
-
 func TestLoadBzImage(t *testing.T) {
-	want := elfKernel()
+	want := kerneltest.ELF()
 	for name, payload := range unpacktest.Pack(t, want) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "vmlinuz")
-			writeFile(t, path, bzImage(payload, len(want)))
+			writeFile(t, path, kerneltest.BzImage(payload, len(want)))
 			k, err := KernelLoader{}.Load(path)
 			if err != nil {
 				t.Fatal(err)
@@ -71,14 +31,14 @@ func TestLoadBzImage(t *testing.T) {
 			if err != nil || !bytes.Equal(got, want) {
 				t.Errorf("the image differs (%d bytes, want %d), %v", len(got), len(want), err)
 			}
-			if k.Release != testRelease || k.Format != "bzImage ("+name+")" || k.ELFPath() != "" || k.Size() != int64(len(want)) {
+			if k.Release != kerneltest.Release || k.Format != "bzImage ("+name+")" || k.ELFPath() != "" || k.Size() != int64(len(want)) {
 				t.Errorf("got release %q, format %q", k.Release, k.Format)
 			}
 			for _, cut := range []int{5, len(payload) / 2, len(payload) - 1} {
 				if (name == "xz" || name == "lz4") && cut == len(payload)-1 {
 					continue // xz: the footer is not looked at; lz4 has no check sum
 				}
-				if _, err := ParseKernel("cut", bzImage(payload[:cut], len(want))); !errors.Is(err, ErrNotKernel) {
+				if _, err := ParseKernel("cut", kerneltest.BzImage(payload[:cut], len(want))); !errors.Is(err, ErrNotKernel) {
 					t.Errorf("payload cut at %d: %v", cut, err)
 				}
 			}
@@ -88,14 +48,14 @@ func TestLoadBzImage(t *testing.T) {
 
 func TestLoadELF(t *testing.T) {
 	dir := t.TempDir()
-	image := elfKernel()
+	image := kerneltest.ELF()
 	path := filepath.Join(dir, "vmlinux")
 	writeFile(t, path, image)
 	k, err := LoadKernel(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k.Release != testRelease || k.Format != "ELF" || k.ELFPath() != path {
+	if k.Release != kerneltest.Release || k.Format != "ELF" || k.ELFPath() != path {
 		t.Errorf("got %+v", k)
 	}
 	var b bytes.Buffer
@@ -108,7 +68,7 @@ func TestLoadELF(t *testing.T) {
 		}
 	}
 	k, err = ParseKernel("vmlinux.gz", unpacktest.Pack(t, image)["gzip"])
-	if err != nil || k.Format != "ELF, gzip" || k.Release != testRelease {
+	if err != nil || k.Format != "ELF, gzip" || k.Release != kerneltest.Release {
 		t.Errorf("packed ELF: %+v, %v", k, err)
 	}
 }
@@ -124,8 +84,8 @@ func TestNotAKernel(t *testing.T) {
 		f(b)
 		return b
 	}
-	bz := bzImage(elfKernel(), len(elfKernel()))
-	k := elfKernel()
+	bz := kerneltest.BzImage(kerneltest.ELF(), len(kerneltest.ELF()))
+	k := kerneltest.ELF()
 	le := binary.LittleEndian
 	for name, c := range map[string]struct {
 		data []byte
@@ -151,8 +111,8 @@ func TestNotAKernel(t *testing.T) {
 		"short header":    {bz[:0x230], "ends inside its boot header"},
 		"no payload":      {change(bz, func(b []byte) { le.PutUint32(b[bzPayloadLength:], 0) }), "is truncated"},
 		"payload offset":  {change(bz, func(b []byte) { le.PutUint32(b[bzPayloadOffset:], 0xffffffff) }), "is truncated"},
-		"unknown payload": {bzImage([]byte("something else"), 14), "unknown format"},
-		"lzo":             {bzImage([]byte("\x89LZO\x00\x0d\x0a\x1a\x0a..."), 14), "lzo is not supported"},
+		"unknown payload": {kerneltest.BzImage([]byte("something else"), 14), "unknown format"},
+		"lzo":             {kerneltest.BzImage([]byte("\x89LZO\x00\x0d\x0a\x1a\x0a..."), 14), "lzo is not supported"},
 
 		"arm64 elf":    {change(k, func(b []byte) { b[18] = byte(elf.EM_AARCH64) }), "ELF file for AARCH64"},
 		"i386 elf":     {change(k, func(b []byte) { b[18] = byte(elf.EM_386) }), "32-bit x86"},
@@ -193,8 +153,8 @@ func TestNotAKernel(t *testing.T) {
 func TestKernelCache(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "vmlinuz")
-	want := elfKernel()
-	writeFile(t, path, bzImage(unpacktest.Pack(t, want)["xz"], len(want)))
+	want := kerneltest.ELF()
+	writeFile(t, path, kerneltest.BzImage(unpacktest.Pack(t, want)["xz"], len(want)))
 	l := KernelLoader{CacheDir: filepath.Join(dir, "cache")}
 	load := func() *Kernel {
 		t.Helper()
@@ -206,7 +166,7 @@ func TestKernelCache(t *testing.T) {
 		if got, err := k.Image(); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("the image differs, %v", err)
 		}
-		if k.Path != path || k.Release != testRelease || k.Format != "bzImage (xz)" {
+		if k.Path != path || k.Release != kerneltest.Release || k.Format != "bzImage (xz)" {
 			t.Errorf("got %+v", k)
 		}
 		return k
@@ -273,7 +233,11 @@ func TestKernelCachePrune(t *testing.T) {
 
 // The real thing, where there is one.
 func TestRealKernel(t *testing.T) {
-	k := testKernel(t)
+	k, err := LoadKernel(kerneltest.Path(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
 	base := filepath.Base(k.Path)
 	if want, ok := strings.CutPrefix(base, "vmlinuz-"); ok && k.Release != want {
 		t.Errorf("%s says it is %q", base, k.Release)
@@ -281,41 +245,15 @@ func TestRealKernel(t *testing.T) {
 	if got := findRelease(k); got != k.Release {
 		t.Errorf("the banner says %q, the header %q", got, k.Release)
 	}
-	m, err := FindModules(k)
-	if err != nil {
-		t.Skip(err)
-	}
-	files, err := m.Resolve("virtio_pci", "virtio_blk", "ext4")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		if _, err := f.Load(); err != nil {
-			t.Error(err)
-		}
-	}
-	// Without modules.dep the same modules are found, each after its needs.
-	bare, err := newModules(m.Dir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	bare.have.dep, bare.have.alias, bare.have.softdep = false, false, false
-	again, err := bare.Resolve("virtio_pci", "virtio_blk", "ext4")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(again) != len(files) {
-		t.Errorf("with modules.dep %v\nwithout %v", files, again)
-	}
 }
 
 func FuzzParseKernel(f *testing.F) {
-	want := elfKernel()[:2000]
+	want := kerneltest.ELF()[:2000]
 	for _, p := range unpacktest.Pack(f, want) {
-		f.Add(bzImage(p, len(want)))
+		f.Add(kerneltest.BzImage(p, len(want)))
 		f.Add(p)
 	}
-	f.Add(elfKernel()[:200])
+	f.Add(kerneltest.ELF()[:200])
 	f.Fuzz(func(t *testing.T, data []byte) {
 		k, err := ParseKernel("fuzz", data)
 		if err != nil {

@@ -1,4 +1,8 @@
-package guest
+// Package kernel loads kernels: a distribution's vmlinuz (bzImage with a gzip,
+// xz, lz4, zstd, bzip2 or lzma payload) or an ELF vmlinux becomes the ELF image
+// that a machine boots, with its release name. Files are not trusted: damage
+// costs an error that matches [ErrNotKernel].
+package kernel
 
 import (
 	"bytes"
