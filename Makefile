@@ -46,7 +46,7 @@ test-fuzz: # a short run of what hostile guests and clients reach
 test-long: build # tens of thousands of simulated crashes, hundreds of kills, QEMU as a client; the init and the sandbox, static
 	MOOVM_TEST_LONG=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
 		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img MOOVM_BOOTDISK=$(MOOVM_CACHE)/bootdisk-bookworm.img $(GO) test -timeout 20m ./cowdisk ./virtio/vhostuser
-	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) $(GO) test -timeout 20m ./internal/sandbox ./guest/guesttest ./guest ./kernel
+	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) $(GO) test -timeout 20m ./internal/sandbox ./guest/guesttest ./guest ./kernel ./kmod
 	MOOVM_QEMU=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
 		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img $(GO) test -timeout 20m -run Boxed ./cmd/moovm
 
@@ -75,7 +75,7 @@ fuzz: ## Fuzz every target (or those that match FUZZ) for FUZZTIME (10m) each
 		done; done
 
 soak: ## Millions of simulated crashes, hundreds of kills, boots and resets; MOOVM_SOAK_TIME=10m each
-	MOOVM_SOAK=1 MOOVM_TEST_LONG=1 $(GO) test -timeout 0 ./cowdisk/... ./virtio/... ./virtio9p/... ./guest/... ./kernel/... ./internal/unpack/... ./vmm
+	MOOVM_SOAK=1 MOOVM_TEST_LONG=1 $(GO) test -timeout 0 ./cowdisk/... ./virtio/... ./virtio9p/... ./guest/... ./kernel/... ./kmod/... ./internal/unpack/... ./vmm
 
 bench-disk: ## cowdisk against raw files and qcow2; writes docs/BENCH-DISK.md
 	$(GO) run ./cowdisk/benchdisk -dir $${TMPDIR:-/var/tmp} -o docs/BENCH-DISK.md

@@ -17,6 +17,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -72,7 +73,7 @@ type Config struct {
 	// Kernel is what boots. It is not closed.
 	Kernel *kernel.Kernel
 	// Modules are the kernel's; nil means that everything needed is built in.
-	Modules *Modules
+	Modules *kmod.Modules
 	// LoadModules are further modules to load, by name.
 	LoadModules []string
 	// Init is the program that is the guest's init: one that calls InitMain.
@@ -595,11 +596,11 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 const shareOptions = "trans=virtio,version=9p2000.L,msize=262144"
 
 // modulesFor picks the modules that the guest needs.
-func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
+func modulesFor(cfg *Config, init InitConfig) ([]kmod.ModuleFile, error) {
 	m := cfg.Modules
 	if m == nil {
 		if len(cfg.LoadModules) > 0 {
-			return nil, fmt.Errorf("module %s cannot be loaded: there is no modules folder for the kernel: %w", cfg.LoadModules[0], ErrNoModules)
+			return nil, fmt.Errorf("module %s cannot be loaded: there is no modules folder for the kernel: %w", cfg.LoadModules[0], kmod.ErrNoModules)
 		}
 		return nil, nil
 	}
@@ -645,7 +646,7 @@ func modulesFor(cfg *Config, init InitConfig) ([]ModuleFile, error) {
 	for i := range liked {
 		liked[i].Optional = true
 	}
-	return MergeModules(needed, liked), nil
+	return kmod.MergeModules(needed, liked), nil
 }
 
 // diskTypes looks for file systems on the disks. Those that were found must be

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -21,7 +22,7 @@ func needMachine(t *testing.T) Config {
 	if err != nil || !p.Usable {
 		t.Skipf("needs a KVM that runs real code; run it in the sandbox (here: %v %v)", p.Reason, err)
 	}
-	m, err := FindModules(k)
+	m, err := kmod.FindModules(k)
 	if err != nil {
 		t.Skip(err)
 	}

@@ -8,7 +8,7 @@
 //   - [kernel.LoadKernel] turns a distribution's vmlinuz (bzImage with a gzip, xz, lz4,
 //     zstd, bzip2 or lzma payload) or an ELF vmlinux into the ELF image a
 //     machine boots, with its release name.
-//   - [OpenModules] and [Modules.Resolve] find the modules a guest needs, with
+//   - [kmod.OpenModules] and [kmod.Modules.Resolve] find the modules a guest needs, with
 //     their dependencies, in load order.
 //   - [Initramfs] writes the newc archive the kernel unpacks.
 //   - [InitMain] is PID 1: it reads [InitConfig] from the archive, loads the

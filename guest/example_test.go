@@ -9,6 +9,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 )
 
 // A program that boots guests is their init, too.
@@ -29,7 +30,7 @@ func run(path string) error {
 		return err
 	}
 	defer kernel.Close()
-	modules, err := guest.FindModules(kernel)
+	modules, err := kmod.FindModules(kernel)
 	if err != nil {
 		return err
 	}

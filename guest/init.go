@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/moovm/moovm/kmod"
 )
 
 // IsInit says whether this process is the init of a moovm guest: PID 1, with a
@@ -74,7 +76,7 @@ func envValue(env []string, key string) string {
 func moduleParams(cmdline, module string) string {
 	var params []string
 	for w := range splitCmdline(cmdline) {
-		if name, rest, ok := strings.Cut(w, "."); ok && underscores(name) == module && !strings.ContainsAny(name, "=") {
+		if name, rest, ok := strings.Cut(w, "."); ok && kmod.Underscores(name) == module && !strings.ContainsAny(name, "=") {
 			params = append(params, rest)
 		}
 	}

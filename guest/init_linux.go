@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moovm/moovm/kmod"
 	"golang.org/x/sys/unix"
 )
 
@@ -154,7 +155,7 @@ func (in *initProcess) fasterLine() {
 func (in *initProcess) loadModules() error {
 	line, _ := os.ReadFile("/proc/cmdline")
 	for _, m := range in.cfg.Modules {
-		_, name, _ := strings.Cut(moduleName(m.Path), "_") // 012-name.ko
+		_, name, _ := strings.Cut(kmod.ModuleName(m.Path), "_") // 012-name.ko
 		err := loadKernelModule(m.Path, moduleParams(string(line), name))
 		if err == nil || m.Optional {
 			continue

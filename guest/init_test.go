@@ -271,3 +271,13 @@ func FuzzProbeFS(f *testing.F) {
 		}
 	})
 }
+
+func TestModuleParams(t *testing.T) {
+	line := `console=ttyS0 virtio-blk.num_request_queues=1 virtio_blk.x="a b" nbd.n root=/dev/vda.x=y`
+	if got := moduleParams(line, "virtio_blk"); got != `num_request_queues=1 x="a b"` {
+		t.Errorf("%q", got)
+	}
+	if got := moduleParams(line, "ext4"); got != "" {
+		t.Errorf("%q", got)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/cavaliergopher/cpio"
+	"github.com/moovm/moovm/kmod"
 )
 
 // File is one entry of an initramfs.
@@ -42,7 +43,7 @@ type Initramfs struct {
 	// nil leaves it out.
 	Config *InitConfig
 	// Modules are written, unpacked, to ModulesPath, in load order.
-	Modules []ModuleFile
+	Modules []kmod.ModuleFile
 	// Files are further entries.
 	Files []File
 }

@@ -12,11 +12,13 @@ import (
 
 	"github.com/cavaliergopher/cpio"
 	"github.com/moovm/moovm/kernel/kerneltest"
+	"github.com/moovm/moovm/kmod"
+	"github.com/moovm/moovm/kmod/kmodtest"
 )
 
 func TestInitramfs(t *testing.T) {
-	root, _ := modulesTree(t, true)
-	m, err := OpenModules(root, kerneltest.Release)
+	root, _ := kmodtest.Tree(t, true)
+	m, err := kmod.OpenModules(root, kerneltest.Release)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +151,7 @@ func TestInitramfsErrors(t *testing.T) {
 		"no init":   {Initramfs{Init: missing}, "no such file"},
 		"no file":   {Initramfs{Files: []File{{Name: "x", HostPath: missing}}}, "no such file"},
 		"a folder":  {Initramfs{Files: []File{{Name: "x", HostPath: dir}}}, "is not a regular file"},
-		"no module": {Initramfs{Modules: []ModuleFile{{Name: "m", Path: missing}}}, "no such file"},
+		"no module": {Initramfs{Modules: []kmod.ModuleFile{{Name: "m", Path: missing}}}, "no such file"},
 	} {
 		if _, err := c.a.Bytes(); err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "initramfs: ") {
 			t.Errorf("%s: %v", name, err)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kernel/kerneltest"
+	"github.com/moovm/moovm/kmod"
+	"github.com/moovm/moovm/kmod/kmodtest"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -63,8 +65,8 @@ func (m memoryDisk) Flush() error                             { return nil }
 func (m memoryDisk) Size() int64                              { return int64(len(m.data)) }
 
 func TestModulesFor(t *testing.T) {
-	root, _ := modulesTree(t, true)
-	m, err := OpenModules(root, kerneltest.Release)
+	root, _ := kmodtest.Tree(t, true)
+	m, err := kmod.OpenModules(root, kerneltest.Release)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,11 +96,11 @@ func TestModulesFor(t *testing.T) {
 		"no mmio module": {Modules: m, NoTree: true, Transport: vmm.TransportMMIO, Disks: []Disk{{Backend: memoryDisk{ext4}}}},
 		"unknown":        {Modules: m, LoadModules: []string{"nonesuch"}},
 	} {
-		if _, err := modulesFor(&cfg, InitConfig{}); !errors.Is(err, ErrUnknownModule) {
+		if _, err := modulesFor(&cfg, InitConfig{}); !errors.Is(err, kmod.ErrUnknownModule) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := modulesFor(&Config{LoadModules: []string{"x"}}, InitConfig{}); !errors.Is(err, ErrNoModules) {
+	if _, err := modulesFor(&Config{LoadModules: []string{"x"}}, InitConfig{}); !errors.Is(err, kmod.ErrNoModules) {
 		t.Error(err)
 	}
 }
@@ -262,4 +264,16 @@ func TestVerdict(t *testing.T) {
 			}
 		})
 	}
+}
+
+func names(files []kmod.ModuleFile) string {
+	var out []string
+	for _, f := range files {
+		n := f.Name
+		if f.Optional {
+			n += "?"
+		}
+		out = append(out, n)
+	}
+	return strings.Join(out, " ")
 }

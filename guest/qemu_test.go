@@ -14,6 +14,7 @@ import (
 
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kernel/kerneltest"
+	"github.com/moovm/moovm/kmod"
 )
 
 // These tests boot the real init in QEMU's software emulation, which needs no
@@ -71,7 +72,7 @@ func (g qemuGuest) run(t *testing.T) qemuResult {
 	dir := t.TempDir()
 	a := &Initramfs{Init: testInit(t), Config: &g.config, Files: g.files}
 	if len(g.modules) > 0 {
-		m, err := FindModules(k)
+		m, err := kmod.FindModules(k)
 		if err != nil {
 			t.Skip(err)
 		}

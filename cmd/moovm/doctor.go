@@ -9,10 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/sandbox"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -134,7 +134,7 @@ func kernelFinding() finding {
 	}
 	defer k.Close()
 	f := finding{Name: "kernel", OK: true, Found: fmt.Sprintf("%s (%s)", path, k.Release)}
-	if _, err := guest.FindModules(k); err != nil {
+	if _, err := kmod.FindModules(k); err != nil {
 		f.Advice = err.Error()
 	}
 	return f

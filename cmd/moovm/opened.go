@@ -12,12 +12,13 @@ import (
 	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 )
 
 // opened is what a request names, open and locked.
 type opened struct {
 	kernel  *kernel.Kernel
-	modules *guest.Modules // nil: the kernel has all it needs built in
+	modules *kmod.Modules // nil: the kernel has all it needs built in
 	initrd  []byte
 	disks   []guest.Disk
 	shares  []guest.Share
@@ -62,9 +63,9 @@ func (r *machineRequest) openKernel(o *opened) (err error) {
 	case r.initrd != "":
 		o.initrd, err = r.readInitrd()
 	case r.modules != "":
-		o.modules, err = guest.OpenModules(r.modules, o.kernel.Release)
+		o.modules, err = kmod.OpenModules(r.modules, o.kernel.Release)
 	default:
-		if o.modules, err = guest.FindModules(o.kernel); errors.Is(err, guest.ErrNoModules) {
+		if o.modules, err = kmod.FindModules(o.kernel); errors.Is(err, kmod.ErrNoModules) {
 			err = nil
 		}
 	}

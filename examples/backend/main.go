@@ -17,6 +17,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 )
 
 func main() {
@@ -48,7 +49,7 @@ func run(kernelPath, modulesDir, image string, sector int64) (err error) {
 		return err
 	}
 	defer kernel.Close()
-	mods, err := guest.OpenModules(modulesDir, kernel.Release)
+	mods, err := kmod.OpenModules(modulesDir, kernel.Release)
 	if err != nil {
 		return err
 	}

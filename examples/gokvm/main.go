@@ -24,6 +24,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio9p"
 	"github.com/moovm/moovm/virtioblk"
@@ -97,7 +98,7 @@ func run(kernelPath, modulesDir string, memory int, image string, command []stri
 // and the command to run there.
 func initramfs(kernel *kernel.Kernel, modulesDir string, command []string) (*strings.Reader, error) {
 	dir, release := filepath.Split(filepath.Clean(modulesDir))
-	mods, err := guest.OpenModules(filepath.Join(dir, release), kernel.Release)
+	mods, err := kmod.OpenModules(filepath.Join(dir, release), kernel.Release)
 	if err != nil {
 		return nil, err
 	}

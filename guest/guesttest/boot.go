@@ -19,6 +19,7 @@ import (
 	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/virtioblk"
 )
 
@@ -138,7 +139,7 @@ func below(dir, path string) bool { return path == dir || strings.HasPrefix(path
 
 // addFolders gives the guest its root, and the folders it needs under their
 // own names.
-func (s *setup) addFolders(c *Config, n need, modules *guest.Modules) error {
+func (s *setup) addFolders(c *Config, n need, modules *kmod.Modules) error {
 	g := &s.guest
 	host := c.Base == "" && c.Root != RootInitramfs
 	visible := func(path string) bool {

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/cowdisk"
-	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 )
 
 // Defaults of a Config.
@@ -201,15 +201,15 @@ var ErrNoKernel = host.ErrNoKernel
 
 // open opens a kernel with its modules. Modules may be nil: a kernel may have
 // all it needs built in.
-func (c *Config) open(path string) (*kernel.Kernel, *guest.Modules, error) {
+func (c *Config) open(path string) (*kernel.Kernel, *kmod.Modules, error) {
 	k, err := kernel.LoadKernel(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	var m *guest.Modules
+	var m *kmod.Modules
 	if c.Modules != "" {
-		m, err = guest.OpenModules(c.Modules, k.Release)
-	} else if m, err = guest.FindModules(k); errors.Is(err, guest.ErrNoModules) {
+		m, err = kmod.OpenModules(c.Modules, k.Release)
+	} else if m, err = kmod.FindModules(k); errors.Is(err, kmod.ErrNoModules) {
 		m, err = nil, nil
 	}
 	if err != nil {

@@ -37,18 +37,19 @@ var arrows = map[string][]string{
 	"internal/agent":        {},
 	"internal/unpack":       {},
 	"kernel":                {"internal/unpack", "internal/host"},
-	"guest":                 {"vmm", "cowdisk", "guest/imagefs", "guest/sharefs", "internal/agent", "internal/unpack", "kernel"},
+	"kmod":                  {"kernel", "internal/unpack"},
+	"guest":                 {"vmm", "cowdisk", "guest/imagefs", "guest/sharefs", "internal/agent", "kernel", "kmod"},
 	"guest/imagefs":         {"cowdisk"},
 	"guest/sharefs":         {},
-	"guest/guesttest":       {"guest", "kernel", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
-	"internal/sandbox":      {"guest", "kernel", "internal/agent", "internal/reexec"},
+	"guest/guesttest":       {"guest", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
+	"internal/sandbox":      {"guest", "kernel", "kmod", "internal/agent", "internal/reexec"},
 	"internal/archtest":     {},
 	"internal/unixsock":     {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"guest", "kernel", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
+	"cmd/moovm": {"guest", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
 	// Examples show the public rooms, to whoever embeds them.
-	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/guesttest", "guest/imagefs", "kernel", "vmm"},
+	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/guesttest", "guest/imagefs", "kernel", "kmod", "vmm"},
 }
 
 // sources calls f for every Go file of the module that is not a test.

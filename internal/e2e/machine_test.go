@@ -20,6 +20,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	guestkernel "github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -93,14 +94,14 @@ func elfKernel(t *testing.T, path string) vmm.Kernel {
 }
 
 // kernelWithModules is the kernel and what there is for it to load.
-func kernelWithModules(t *testing.T) (*guestkernel.Kernel, *guest.Modules) {
+func kernelWithModules(t *testing.T) (*guestkernel.Kernel, *kmod.Modules) {
 	t.Helper()
 	k, err := guestkernel.LoadKernel(kernel)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { k.Close() })
-	modules, err := guest.FindModules(k)
+	modules, err := kmod.FindModules(k)
 	if err != nil {
 		t.Fatal(err)
 	}

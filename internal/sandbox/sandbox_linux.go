@@ -20,6 +20,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 )
 
 // modules of the emulated host: KVM, and the roads to this machine. Those in
@@ -155,11 +156,11 @@ func initramfs(c *Config, kernel *kernel.Kernel) (*guest.Initramfs, error) {
 	return &guest.Initramfs{Init: c.Init, Libraries: true, Modules: files, Config: initConfig(c)}, nil
 }
 
-func openModules(c *Config, kernel *kernel.Kernel) (*guest.Modules, error) {
+func openModules(c *Config, kernel *kernel.Kernel) (*kmod.Modules, error) {
 	if c.Modules == "" {
-		return guest.FindModules(kernel)
+		return kmod.FindModules(kernel)
 	}
-	return guest.OpenModules(c.Modules, kernel.Release)
+	return kmod.OpenModules(c.Modules, kernel.Release)
 }
 
 // initConfig tells the emulated host's init what to do.

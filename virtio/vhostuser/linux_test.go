@@ -10,6 +10,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/virtioblk"
 )
 
@@ -64,7 +65,7 @@ func TestQEMULinux(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer kernel.Close()
-	mods, err := guest.FindModules(kernel)
+	mods, err := kmod.FindModules(kernel)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,9 @@
-package guest
+package kmod
 
 import (
 	"bytes"
 	"compress/gzip"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,93 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/moovm/moovm/internal/unpack/unpacktest"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kernel/kerneltest"
+	"github.com/moovm/moovm/kmod/kmodtest"
 )
-
-// koFile is an ELF object with a .modinfo section, as little as a module can be.
-func koFile(info ...string) []byte {
-	modinfo := []byte(strings.Join(info, "\x00") + "\x00")
-	names := []byte("\x00.modinfo\x00.shstrtab\x00")
-	var b bytes.Buffer
-	off := uint64(64)
-	h := elf.Header64{
-		Ident: [16]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1},
-		Type:  uint16(elf.ET_REL), Machine: uint16(elf.EM_X86_64), Version: 1, Ehsize: 64,
-		Shoff: off + uint64(len(modinfo)+len(names)), Shentsize: 64, Shnum: 3, Shstrndx: 2,
-	}
-	_ = binary.Write(&b, binary.LittleEndian, h)
-	b.Write(modinfo)
-	b.Write(names)
-	for _, s := range []elf.Section64{
-		{},
-		{Name: 1, Type: uint32(elf.SHT_PROGBITS), Off: off, Size: uint64(len(modinfo))},
-		{Name: 10, Type: uint32(elf.SHT_STRTAB), Off: off + uint64(len(modinfo)), Size: uint64(len(names))},
-	} {
-		_ = binary.Write(&b, binary.LittleEndian, s)
-	}
-	return b.Bytes()
-}
-
-// modulesTree writes lib/modules/RELEASE below a new folder. It has modules
-// packed in every way, a circle, soft dependencies and something built in.
-func modulesTree(t *testing.T, depmod bool) (root, dir string) {
-	t.Helper()
-	root = t.TempDir()
-	dir = filepath.Join(root, "lib/modules", kerneltest.Release)
-	magic := "vermagic=" + kerneltest.Release + " SMP mod_unload"
-	packed := func(name string, info ...string) []byte {
-		return unpacktest.Pack(t, koFile(append(info, magic)...))[name]
-	}
-	for name, data := range map[string][]byte{
-		"kernel/drivers/virtio/virtio.ko":         koFile("depends=virtio_ring", magic),
-		"kernel/drivers/virtio/virtio_ring.ko.xz": packed("xz", "depends="),
-		"kernel/drivers/virtio/virtio_pci.ko.zst": packed("zstd", "depends=virtio,virtio_ring"),
-		"kernel/drivers/block/virtio-blk.ko.gz":   packed("gzip", "depends=virtio", "alias=virtio:d00000002v*"),
-		"kernel/fs/ext4/ext4.ko":                  koFile("depends=jbd2,mbcache", "softdep=pre: crypto-crc32c", "alias=fs-ext4", magic),
-		"kernel/fs/jbd2/jbd2.ko":                  koFile("softdep=pre: crypto-crc32c post: after", "depends=", magic),
-		"kernel/fs/mbcache.ko":                    koFile("depends=built_in", magic),
-		"kernel/fs/after.ko":                      koFile("depends=", magic),
-		"kernel/crypto/crc32c_generic.ko":         koFile("alias=crypto-crc32c-generic", "alias=crypto-crc32c", magic),
-		"kernel/arch/x86/crypto/crc32c-intel.ko":  koFile("alias=crypto-crc32c", "alias=cpu:type:x86,ven*fam*mod*:feature:*0094*", magic),
-		"kernel/misc/round.ko":                    koFile("depends=about", magic),
-		"kernel/misc/about.ko":                    koFile("depends=round", magic),
-		"kernel/misc/broken.ko":                   koFile("depends=nowhere", magic),
-		"kernel/misc/not.ko":                      []byte("not a module"),
-		"modules.builtin":                         []byte("kernel/lib/built-in.ko\n"),
-		"modules.builtin.modinfo":                 []byte("built_in.alias=fs-proc\x00built_in.license=GPL\x00"),
-		"modules.order":                           []byte("kernel/fs/ext4/ext4.ko\n"),
-		"build/extra.ko":                          koFile(magic),
-	} {
-		writeFile(t, filepath.Join(dir, name), data)
-	}
-	if depmod {
-		writeFile(t, filepath.Join(dir, "modules.dep"), []byte(`kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio_ring.ko.xz
-kernel/drivers/virtio/virtio_ring.ko.xz:
-kernel/drivers/virtio/virtio_pci.ko.zst: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko.xz
-kernel/drivers/block/virtio-blk.ko.gz: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko.xz
-kernel/fs/ext4/ext4.ko: kernel/fs/mbcache.ko kernel/fs/jbd2/jbd2.ko
-kernel/fs/jbd2/jbd2.ko:
-kernel/fs/mbcache.ko:
-kernel/fs/after.ko:
-kernel/crypto/crc32c_generic.ko:
-kernel/arch/x86/crypto/crc32c-intel.ko:
-kernel/misc/round.ko: kernel/misc/about.ko
-kernel/misc/about.ko: kernel/misc/round.ko
-kernel/misc/broken.ko: kernel/misc/nowhere.ko
-`))
-		writeFile(t, filepath.Join(dir, "modules.softdep"), []byte("# comment\nsoftdep ext4 pre: crypto-crc32c\nsoftdep jbd2 pre: crypto-crc32c\nsoftdep jbd2 post: after\nsoftdep mbcache ignored\n"))
-		writeFile(t, filepath.Join(dir, "modules.alias"), []byte(`# Aliases extracted from modules themselves.
-alias fs-ext4 ext4
-alias virtio:d00000002v* virtio_blk
-alias crypto-crc32c crc32c_generic
-alias crypto-crc32c-generic crc32c_generic
-alias crypto-crc32c crc32c_intel
-`))
-	}
-	return root, dir
-}
 
 func names(files []ModuleFile) string {
 	var out []string
@@ -115,7 +31,7 @@ func names(files []ModuleFile) string {
 func TestResolve(t *testing.T) {
 	for _, depmod := range []bool{true, false} {
 		t.Run(map[bool]string{true: "modules.dep", false: "no modules.dep"}[depmod], func(t *testing.T) {
-			root, dir := modulesTree(t, depmod)
+			root, dir := kmodtest.Tree(t, depmod)
 			m, err := OpenModules(root, kerneltest.Release)
 			if err != nil {
 				t.Fatal(err)
@@ -166,7 +82,7 @@ func TestResolve(t *testing.T) {
 }
 
 func TestModuleLoad(t *testing.T) {
-	root, dir := modulesTree(t, false)
+	root, dir := kmodtest.Tree(t, false)
 	m, err := OpenModules(root, "")
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +108,7 @@ func TestModuleLoad(t *testing.T) {
 }
 
 func TestOpenModules(t *testing.T) {
-	root, dir := modulesTree(t, true)
+	root, dir := kmodtest.Tree(t, true)
 	for _, d := range []string{root, filepath.Join(root, "lib/modules"), dir} {
 		for _, release := range []string{kerneltest.Release, ""} {
 			if m, err := OpenModules(d, release); err != nil || m.Dir() != dir {
@@ -230,7 +146,7 @@ func TestOpenModules(t *testing.T) {
 }
 
 func TestFindModules(t *testing.T) {
-	root, dir := modulesTree(t, true)
+	root, dir := kmodtest.Tree(t, true)
 	for _, path := range []string{"boot/vmlinuz", "vmlinuz", "lib/modules/" + kerneltest.Release + "/vmlinuz"} {
 		m, err := FindModules(&kernel.Kernel{Path: filepath.Join(root, path), Release: kerneltest.Release})
 		if err != nil || m.Dir() != dir {
@@ -256,28 +172,18 @@ func TestModuleNames(t *testing.T) {
 	for path, want := range map[string]string{
 		"kernel/crypto/crc32c-intel.ko.xz": "crc32c_intel", "snd-hda.ko": "snd_hda", "x": "x", "a/b-c": "b_c",
 	} {
-		if got := moduleName(path); got != want {
+		if got := ModuleName(path); got != want {
 			t.Errorf("%s: %s", path, got)
 		}
 	}
-	if got := underscores("pci:v00[0-9]d-x"); got != "pci:v00[0-9]d_x" {
+	if got := Underscores("pci:v00[0-9]d-x"); got != "pci:v00[0-9]d_x" {
 		t.Error(got)
 	}
 }
 
-func TestModuleParams(t *testing.T) {
-	line := `console=ttyS0 virtio-blk.num_request_queues=1 virtio_blk.x="a b" nbd.n root=/dev/vda.x=y`
-	if got := moduleParams(line, "virtio_blk"); got != `num_request_queues=1 x="a b"` {
-		t.Errorf("%q", got)
-	}
-	if got := moduleParams(line, "ext4"); got != "" {
-		t.Errorf("%q", got)
-	}
-}
-
 func FuzzModuleInfo(f *testing.F) {
-	f.Add(koFile("depends=a,b", "softdep=pre: c post: d", "alias=e"))
-	f.Add(koFile())
+	f.Add(kmodtest.Module("depends=a,b", "softdep=pre: c post: d", "alias=e"))
+	f.Add(kmodtest.Module())
 	f.Fuzz(func(t *testing.T, data []byte) {
 		info, err := parseModuleInfo("fuzz", bytes.NewReader(data))
 		if err != nil {
@@ -290,7 +196,11 @@ func FuzzModuleInfo(f *testing.F) {
 }
 
 func TestRealModules(t *testing.T) {
-	k := testKernel(t)
+	k, err := kernel.LoadKernel(kerneltest.Path(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
 	m, err := FindModules(k)
 	if err != nil {
 		t.Skip(err)

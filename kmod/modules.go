@@ -1,4 +1,7 @@
-package guest
+// Package kmod finds the kernel modules that a guest needs, with their
+// dependencies, aliases and softdeps, in load order, and unpacks them. Module
+// files are not trusted: damage costs an error.
+package kmod
 
 import (
 	"bufio"
@@ -61,7 +64,10 @@ type ModuleFile struct {
 func OpenModules(dir, release string) (*Modules, error) {
 	st, err := os.Stat(dir)
 	if err != nil {
-		return nil, fmt.Errorf("modules folder %s: %w; name the folder lib/modules/RELEASE of the kernel's package (%w)", dir, errCause(err), ErrNoModules)
+		if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+			err = pe.Err // the message has the path already
+		}
+		return nil, fmt.Errorf("modules folder %s: %w; name the folder lib/modules/RELEASE of the kernel's package (%w)", dir, err, ErrNoModules)
 	}
 	if !st.IsDir() {
 		return nil, fmt.Errorf("modules folder %s is a file; name the folder lib/modules/RELEASE of the kernel's package: %w", dir, ErrNoModules)
@@ -165,7 +171,7 @@ func newModules(dir string) (*Modules, error) {
 		}
 	}
 	if _, err := m.lines("modules.builtin", func(line string) {
-		m.builtin[moduleName(line)] = true
+		m.builtin[ModuleName(line)] = true
 	}); err != nil {
 		return nil, err
 	}
@@ -227,11 +233,11 @@ func (m *Modules) addDep(line string) {
 	if !ok {
 		return
 	}
-	name := moduleName(file)
+	name := ModuleName(file)
 	m.files[name] = file
 	var deps []string
 	for _, d := range strings.Fields(rest) {
-		deps = append(deps, moduleName(d))
+		deps = append(deps, ModuleName(d))
 	}
 	m.deps[name] = deps
 }
@@ -240,7 +246,7 @@ func (m *Modules) addSoftdep(line string) {
 	word, rest, _ := strings.Cut(line, " ")
 	name, rest, _ := strings.Cut(rest, " ")
 	if word == "softdep" {
-		m.softdeps[moduleName(name)] = m.softdeps[moduleName(name)].add(rest)
+		m.softdeps[ModuleName(name)] = m.softdeps[ModuleName(name)].add(rest)
 	}
 }
 
@@ -272,7 +278,7 @@ func (m *Modules) readBuiltinInfo() error {
 	}
 	for s := range bytes.SplitSeq(b, []byte{0}) {
 		if key, value, ok := strings.Cut(string(s), "="); ok && strings.HasSuffix(key, ".alias") {
-			m.builtin[underscores(value)] = true
+			m.builtin[Underscores(value)] = true
 		}
 	}
 	return nil
@@ -292,7 +298,7 @@ func (m *Modules) walk() error {
 			if err != nil {
 				return err
 			}
-			m.files[moduleName(p)] = rel
+			m.files[ModuleName(p)] = rel
 		}
 		return nil
 	})
@@ -450,7 +456,7 @@ func (r *resolver) mustHave(name string) error {
 
 // lookup finds the modules that a name or alias stands for.
 func (m *Modules) lookup(name string) (found []string, builtin bool, err error) {
-	n := underscores(name)
+	n := Underscores(name)
 	if m.files[n] != "" {
 		return []string{n}, false, nil
 	}
@@ -476,7 +482,7 @@ func (m *Modules) readAliases(alias string) error {
 		var err error
 		m.have.alias, err = m.lines("modules.alias", func(line string) {
 			if f := strings.Fields(line); len(f) == 3 && f[0] == "alias" {
-				m.aliases = append(m.aliases, moduleAlias{underscores(f[1]), underscores(f[2])})
+				m.aliases = append(m.aliases, moduleAlias{Underscores(f[1]), Underscores(f[2])})
 			}
 		})
 		if err != nil {
@@ -506,7 +512,7 @@ func (m *Modules) readAliases(alias string) error {
 			continue // not the one that was asked for, so no reason to stop
 		}
 		for _, a := range info.aliases {
-			m.aliases = append(m.aliases, moduleAlias{underscores(a), name})
+			m.aliases = append(m.aliases, moduleAlias{Underscores(a), name})
 		}
 	}
 	return nil
@@ -542,14 +548,4 @@ func (m *Modules) info(name string) (moduleInfo, error) {
 	}
 	m.infos[name] = i
 	return i, nil
-}
-
-// errCause takes the path off a file system error, for messages that have it
-// already.
-func errCause(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
-	}
-	return err
 }

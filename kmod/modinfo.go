@@ -1,4 +1,4 @@
-package guest
+package kmod
 
 import (
 	"bytes"
@@ -35,19 +35,19 @@ func isModuleFile(path string) bool {
 	return false
 }
 
-// moduleName is the name of the module in a file: base name without suffix,
+// ModuleName is the name of the module in a file: base name without suffix,
 // - written as _.
-func moduleName(path string) string {
+func ModuleName(path string) string {
 	base := filepath.Base(path)
 	if i := strings.Index(base, ".ko"); i >= 0 {
 		base = base[:i]
 	}
-	return underscores(base)
+	return Underscores(base)
 }
 
-// underscores writes - as _, which are the same in module names and aliases,
+// Underscores writes - as _, which are the same in module names and aliases,
 // but not within brackets of a pattern.
-func underscores(s string) string {
+func Underscores(s string) string {
 	if !strings.Contains(s, "-") {
 		return s
 	}
@@ -133,7 +133,7 @@ func parseModuleInfo(path string, r io.ReaderAt) (moduleInfo, error) {
 		case "depends":
 			for d := range strings.SplitSeq(value, ",") {
 				if d != "" {
-					info.depends = append(info.depends, underscores(d))
+					info.depends = append(info.depends, Underscores(d))
 				}
 			}
 		case "alias":
