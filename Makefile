@@ -75,7 +75,7 @@ fuzz: ## Fuzz every target (or those that match FUZZ) for FUZZTIME (10m) each
 		done; done
 
 soak: ## Millions of simulated crashes, hundreds of kills, boots and resets; MOOVM_SOAK_TIME=10m each
-	MOOVM_SOAK=1 MOOVM_TEST_LONG=1 $(GO) test -timeout 0 ./cowdisk/... ./virtio/... ./virtio9p/... ./guest/... ./kernel/... ./kmod/... ./internal/unpack/... ./vmm
+	MOOVM_SOAK=1 MOOVM_TEST_LONG=1 $(GO) test -timeout 0 ./cowdisk/... ./virtio/... ./virtio9p/... ./guest/... ./kernel/... ./kmod/... ./internal/unpack/... ./internal/blkid ./vmm
 
 bench-disk: ## cowdisk against raw files and qcow2; writes docs/BENCH-DISK.md
 	$(GO) run ./cowdisk/benchdisk -dir $${TMPDIR:-/var/tmp} -o docs/BENCH-DISK.md

@@ -16,6 +16,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/internal/blkid"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
@@ -653,7 +654,7 @@ func modulesFor(cfg *Config, init InitConfig) ([]kmod.ModuleFile, error) {
 // mountable; a disk with partitions may have anything, most likely ext4.
 func diskTypes(disks []Disk) (like, need []string) {
 	for _, d := range disks {
-		switch t := probeFS(d.Backend).Type; t {
+		switch t := blkid.Probe(d.Backend).Type; t {
 		case "":
 			like = append(like, "ext4")
 		case "ext2", "ext3":

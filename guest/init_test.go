@@ -2,15 +2,15 @@ package guest
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"io"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/moovm/moovm/internal/blkid/blkidtest"
 )
 
 func TestParseInitConfig(t *testing.T) {
@@ -128,7 +128,7 @@ func fakeDisks(t *testing.T) (sys string, open func(string) (readAtCloser, error
 	copy(ext[1024+0x68:], "\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10")
 	copy(ext[1024+0x78:], "root")
 	ext[1024+0x5c], ext[1024+0x60] = 4, 0x40 // journal, extents
-	devices := map[string][]byte{"vda": ext, "vdb": gptDisk(), "nvme0n1": mbrDisk()}
+	devices := map[string][]byte{"vda": ext, "vdb": blkidtest.GPT(), "nvme0n1": blkidtest.MBR()}
 	return sys, func(name string) (readAtCloser, error) {
 		b, ok := devices[name]
 		if !ok {
@@ -139,31 +139,6 @@ func fakeDisks(t *testing.T) (sys string, open func(string) (readAtCloser, error
 			io.Closer
 		}{bytes.NewReader(b), io.NopCloser(nil)}, nil
 	}
-}
-
-func gptDisk() []byte {
-	b := make([]byte, 34*512)
-	b[510], b[511] = 0x55, 0xaa
-	copy(b[512:], "EFI PART")
-	le := binary.LittleEndian
-	le.PutUint64(b[512+72:], 2)
-	le.PutUint32(b[512+80:], 4)
-	le.PutUint32(b[512+84:], 128)
-	for i := range 2 {
-		e := b[1024+128*i:]
-		e[0] = 1
-		copy(e[16:], "\x78\x56\x34\x12\xbc\x9a\xf0\xde\x01\x02\x03\x04\x05\x06\x07")
-		e[31] = byte(i)
-	}
-	return b
-}
-
-func mbrDisk() []byte {
-	b := make([]byte, 1024)
-	b[510], b[511] = 0x55, 0xaa
-	binary.LittleEndian.PutUint32(b[440:], 0xdeadbeef)
-	b[446+4] = 0x83
-	return b
 }
 
 func TestListBlockDevices(t *testing.T) {
@@ -208,68 +183,6 @@ func TestListBlockDevices(t *testing.T) {
 	if err := noRootError("LABEL=x", nil, 10); !strings.Contains(err.Error(), "no disks at all") {
 		t.Error(err)
 	}
-}
-
-func TestProbeFS(t *testing.T) {
-	image := func(size int, parts map[int]string) []byte {
-		b := make([]byte, size)
-		for off, s := range parts {
-			copy(b[off:], s)
-		}
-		return b
-	}
-	const id = "0123456789abcdef"
-	const uuid = "30313233-3435-3637-3839-616263646566"
-	for name, c := range map[string]struct {
-		b    []byte
-		want fsInfo
-	}{
-		"nothing":  {make([]byte, 1<<17), fsInfo{}},
-		"empty":    {nil, fsInfo{}},
-		"ext2":     {image(4096, map[int]string{1024 + 0x38: "\x53\xef", 1024 + 0x68: id, 1024 + 0x78: "a\x00b"}), fsInfo{"ext2", uuid, "a"}},
-		"ext3":     {image(4096, map[int]string{1024 + 0x38: "\x53\xef", 1024 + 0x5c: "\x04"}), fsInfo{Type: "ext3", UUID: formatUUID(make([]byte, 16))}},
-		"xfs":      {image(4096, map[int]string{0: "XFSB", 0x20: id, 0x6c: "data"}), fsInfo{"xfs", uuid, "data"}},
-		"btrfs":    {image(1<<17, map[int]string{0x10040: "_BHRfS_M", 0x10020: id, 0x1012b: "pool"}), fsInfo{"btrfs", uuid, "pool"}},
-		"squashfs": {image(4096, map[int]string{0: "hsqs"}), fsInfo{Type: "squashfs"}},
-		"erofs":    {image(4096, map[int]string{1024: "\xe2\xe1\xf5\xe0", 1024 + 0x30: id, 1024 + 0x40: "ero"}), fsInfo{"erofs", uuid, "ero"}},
-		"f2fs":     {image(4096, map[int]string{1024: "\x10\x20\xf5\xf2", 1024 + 0x6c: id}), fsInfo{Type: "f2fs", UUID: uuid}},
-	} {
-		if got := probeFS(bytes.NewReader(c.b)); got != c.want {
-			t.Errorf("%s: got %+v, want %+v", name, got, c.want)
-		}
-	}
-	if len(partUUIDs(bytes.NewReader(nil))) != 0 || len(partUUIDs(bytes.NewReader(make([]byte, 4096)))) != 0 {
-		t.Error("partitions on nothing")
-	}
-}
-
-// What mke2fs writes is read as blkid reads it.
-func TestProbeRealExt4(t *testing.T) {
-	if _, err := exec.LookPath("mke2fs"); err != nil {
-		t.Skip("mke2fs is missing: apt-get install e2fsprogs")
-	}
-	img := filepath.Join(t.TempDir(), "img")
-	const uuid = "6f0a1b2c-0000-4000-8000-00000000abcd"
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-L", "label", "-U", uuid, img, "4M").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if got := probeFS(rawDisk(t, img).Backend); got != (fsInfo{"ext4", uuid, "label"}) {
-		t.Errorf("got %+v", got)
-	}
-}
-
-func FuzzProbeFS(f *testing.F) {
-	f.Add(gptDisk())
-	f.Add(mbrDisk())
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r := bytes.NewReader(b)
-		if i := probeFS(r); i.Type == "" && i != (fsInfo{}) {
-			t.Errorf("%+v", i)
-		}
-		if n := len(partUUIDs(r)); n > 1024 {
-			t.Errorf("%d partitions", n)
-		}
-	})
 }
 
 func TestModuleParams(t *testing.T) {

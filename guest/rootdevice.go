@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/moovm/moovm/internal/blkid"
 )
 
 // rootSpec says how the root device is recognised.
@@ -62,7 +64,7 @@ type blockDevice struct {
 	Serial   string
 	PartUUID string
 	ReadOnly bool
-	FS       fsInfo
+	FS       blkid.FS
 }
 
 // matches says whether d is what the specification means.
@@ -144,9 +146,9 @@ func listBlockDevices(sys string, open func(name string) (readAtCloser, error)) 
 			number, partition = n, true
 		}
 		if r, err := open(d.Name); err == nil {
-			d.FS = probeFS(r)
+			d.FS = blkid.Probe(r)
 			if !partition {
-				parts[d.Name] = partUUIDs(r)
+				parts[d.Name] = blkid.PartUUIDs(r)
 			}
 			r.Close()
 		}

@@ -1,4 +1,6 @@
-package guest
+// Package blkid recognises file systems and partitions by what is on a disk,
+// as blkid(8) does. Disks are not trusted.
+package blkid
 
 import (
 	"bytes"
@@ -7,16 +9,16 @@ import (
 	"io"
 )
 
-// fsInfo is what a file system says about itself in its superblock.
-type fsInfo struct {
+// FS is what a file system says about itself in its superblock.
+type FS struct {
 	Type  string // as /proc/filesystems names it; empty = not recognised
 	UUID  string
 	Label string
 }
 
-// probeFS recognises the file system on a disk or partition. What cannot be
+// Probe recognises the file system on a disk or partition. What cannot be
 // read counts as not recognised.
-func probeFS(r io.ReaderAt) fsInfo {
+func Probe(r io.ReaderAt) FS {
 	read := func(off int64, n int) []byte {
 		b := make([]byte, n)
 		if m, _ := r.ReadAt(b, off); m != n {
@@ -38,11 +40,11 @@ func probeFS(r io.ReaderAt) fsInfo {
 		case le.Uint32(b[0x5c:])&compatJournal != 0:
 			t = "ext3"
 		}
-		return fsInfo{t, formatUUID(b[0x68:0x78]), labelString(b[0x78:0x88])}
+		return FS{t, formatUUID(b[0x68:0x78]), labelString(b[0x78:0x88])}
 	}
 	// XFS: fs/xfs/libxfs/xfs_format.h, struct xfs_dsb at 0.
 	if b := read(0, 0x78); b != nil && string(b[:4]) == "XFSB" {
-		return fsInfo{"xfs", formatUUID(b[0x20:0x30]), labelString(b[0x6c:0x78])}
+		return FS{"xfs", formatUUID(b[0x20:0x30]), labelString(b[0x6c:0x78])}
 	}
 	// Btrfs: struct btrfs_super_block at 64 KiB.
 	if b := read(0x10000, 0x22b); b != nil && string(b[0x40:0x48]) == "_BHRfS_M" {
@@ -50,20 +52,20 @@ func probeFS(r io.ReaderAt) fsInfo {
 		if more := read(0x1012b, 256); more != nil {
 			label = more
 		}
-		return fsInfo{"btrfs", formatUUID(b[0x20:0x30]), labelString(label)}
+		return FS{"btrfs", formatUUID(b[0x20:0x30]), labelString(label)}
 	}
 	if b := read(0, 4); string(b) == "hsqs" {
-		return fsInfo{Type: "squashfs"}
+		return FS{Type: "squashfs"}
 	}
 	// EROFS: fs/erofs/erofs_fs.h, struct erofs_super_block at 1024.
 	if b := read(1024, 0x50); b != nil && binary.LittleEndian.Uint32(b) == 0xe0f5e1e2 {
-		return fsInfo{"erofs", formatUUID(b[0x30:0x40]), labelString(b[0x40:0x50])}
+		return FS{"erofs", formatUUID(b[0x30:0x40]), labelString(b[0x40:0x50])}
 	}
 	// F2FS: struct f2fs_super_block at 1024.
 	if b := read(1024, 0x7c); b != nil && binary.LittleEndian.Uint32(b) == 0xf2f52010 {
-		return fsInfo{Type: "f2fs", UUID: formatUUID(b[0x6c:0x7c])}
+		return FS{Type: "f2fs", UUID: formatUUID(b[0x6c:0x7c])}
 	}
-	return fsInfo{}
+	return FS{}
 }
 
 // formatUUID writes 16 bytes as blkid does.
@@ -78,9 +80,9 @@ func labelString(b []byte) string {
 	return string(b)
 }
 
-// partUUIDs reads the identities of a disk's partitions, by partition number:
+// PartUUIDs reads the identities of a disk's partitions, by partition number:
 // the unique GUID of a GPT entry, or disk signature and number of an MBR.
-func partUUIDs(r io.ReaderAt) map[int]string {
+func PartUUIDs(r io.ReaderAt) map[int]string {
 	ids := map[int]string{}
 	mbr := make([]byte, 512)
 	if n, _ := r.ReadAt(mbr, 0); n != len(mbr) || mbr[510] != 0x55 || mbr[511] != 0xaa {
