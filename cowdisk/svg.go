@@ -3,10 +3,11 @@ package cowdisk
 import (
 	"bufio"
 	"context"
+	"encoding/xml"
 	"fmt"
-	"html"
 	"io"
 	"path/filepath"
+	"strings"
 )
 
 // The picture: the disk from left to right and top to bottom, like a page of text. Each cell is coloured by the layer that most of its
@@ -56,7 +57,7 @@ func (d *Disk) WriteSVG(ctx context.Context, w io.Writer) error {
 	legend := int64(len(layers)+2) * 18
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" font-size=\"12\">\n", svgColumns*svgCell+20, rows*svgCell+legend+30)
-	fmt.Fprintf(b, "<title>%s</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n", html.EscapeString(d.path))
+	fmt.Fprintf(b, "<title>%s</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n", xmlText(d.path))
 	for row := range rows {
 		for col := int64(0); col < svgColumns; { // neighbours of one colour are one rectangle
 			i := row*svgColumns + col
@@ -77,7 +78,7 @@ func (d *Disk) WriteSVG(ctx context.Context, w io.Writer) error {
 		if kind < len(layers) {
 			name = filepath.Base(layers[kind].c.layers[0].path)
 		}
-		fmt.Fprintf(b, "<rect x=\"10\" y=\"%d\" width=\"12\" height=\"12\" fill=\"%s\"/><text x=\"28\" y=\"%d\">%s: %d bytes</text>\n", y-10, svgColour(kind, len(layers)), y, html.EscapeString(name), totals[kind])
+		fmt.Fprintf(b, "<rect x=\"10\" y=\"%d\" width=\"12\" height=\"12\" fill=\"%s\"/><text x=\"28\" y=\"%d\">%s: %d bytes</text>\n", y-10, svgColour(kind, len(layers)), y, xmlText(name), totals[kind])
 		y += 18
 	}
 	fmt.Fprintf(b, "<text x=\"10\" y=\"%d\">one cell: %d bytes</text>\n</svg>\n", y, per)
@@ -99,4 +100,12 @@ func svgColour(kind, layers int) string {
 		return svgZero
 	}
 	return svgColours[kind%len(svgColours)]
+}
+
+// xmlText is s as XML can hold it: what no XML may contain (control characters,
+// bytes that are no UTF-8) becomes U+FFFD.
+func xmlText(s string) string {
+	var b strings.Builder
+	_ = xml.EscapeText(&b, []byte(s)) // a Builder takes all
+	return b.String()
 }

@@ -49,7 +49,7 @@ image could not be looked at.`,
 					if p.Repaired {
 						done = " (repaired)"
 					}
-					fmt.Fprintf(out, "%s: %s: %s%s\n", args[0], p.Kind, p.Detail, done)
+					fmt.Fprintf(out, "%s: %s: %s%s\n", printable(args[0]), p.Kind, printable(p.Detail), done)
 				}
 				problems := "problems"
 				if len(r.Problems) == 1 {

@@ -23,7 +23,7 @@ func parseDisk(s string) (diskFlag, error) {
 	words := splitCommas(s)
 	d := diskFlag{path: words[0]}
 	if d.path == "" {
-		return d, fmt.Errorf("--disk %s: the file's name is missing", s)
+		return d, fmt.Errorf("%s: the file's name is missing", s)
 	}
 	for _, w := range words[1:] {
 		key, value, _ := strings.Cut(w, "=")
@@ -32,16 +32,32 @@ func parseDisk(s string) (diskFlag, error) {
 			d.readOnly = true
 		case key == "serial" && value != "":
 			if len(value) > 20 {
-				return d, fmt.Errorf("--disk %s: the serial %q is longer than virtio-blk's 20 bytes", s, value)
+				return d, fmt.Errorf("%s: the serial %q is longer than virtio-blk's 20 bytes", s, value)
 			}
 			d.serial = value
 		case w == "format=raw", w == "format=cow":
 			d.format = value
 		default:
-			return d, fmt.Errorf("--disk %s: there is no option %q; use ro, serial=NAME, format=raw or format=cow", s, w)
+			return d, fmt.Errorf("%s: there is no option %q; use ro, serial=NAME, format=raw or format=cow (a comma in the file's name is written twice)", s, w)
 		}
 	}
+	if err := ambiguous(words); err != nil {
+		return d, fmt.Errorf("%s: %w", s, err)
+	}
 	return d, nil
+}
+
+// ambiguous refuses PATH,OPTION… where all of that is the name of a file: the
+// user may have meant either.
+func ambiguous(words []string) error {
+	for n := len(words); n > 1; n-- {
+		name := strings.Join(words[:n], ",")
+		if _, err := os.Lstat(name); err == nil {
+			return fmt.Errorf("%q and %q can both be meant; write a comma in a name twice (%s), or rename the first",
+				name, words[0], strings.ReplaceAll(name, ",", ",,"))
+		}
+	}
+	return nil
 }
 
 // splitCommas splits at single commas; a double one stands for a comma.
@@ -63,7 +79,7 @@ func (d diskFlag) open(o cowdisk.Options) (*cowdisk.Disk, error) {
 	}
 	disk, err := advise(cowdisk.Open(d.path, o))
 	if d.format == "" && errors.Is(err, cowdisk.ErrNotCOW) {
-		return nil, fmt.Errorf("%w; if it is a raw disk image, say so: --disk %s,format=raw", err, d.path)
+		return nil, fmt.Errorf("%w; if it is a raw disk image, say so: %s,format=raw", err, strings.ReplaceAll(d.path, ",", ",,"))
 	}
 	return disk, err
 }

@@ -60,7 +60,7 @@ func newInfoCommand() *cobra.Command {
 
 func printInfo(w io.Writer, i cowdisk.Info) {
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%-18s %s\n", name+":", fmt.Sprintf(format, args...))
+		fmt.Fprintf(w, "%-18s %s\n", name+":", printable(fmt.Sprintf(format, args...)))
 	}
 	line("image", "%s", i.Filename)
 	line("format", "%s", i.Format)

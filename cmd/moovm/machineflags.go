@@ -39,9 +39,9 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.modules, "modules", "", "the kernel's modules `DIR` (default: beside the kernel, or /lib/modules)")
 	f.StringVar(&m.initrd, "initrd", "", "initrd `FILE` instead of moovm's own init")
 	f.StringVar(&m.append, "append", "", "added to the kernel's command line: `\"ARG…\"`")
-	f.StringArrayVar(&m.disks, "disk", nil, "`FILE[,ro][,serial=NAME][,format=raw|cow]` (repeatable); the first is /dev/vda, after --base /dev/vdb")
+	f.StringArrayVar(&m.disks, "disk", nil, "`FILE[,ro][,serial=NAME][,format=raw|cow]` (repeatable); the first is /dev/vda, after --base /dev/vdb; a comma in FILE is written twice")
 	f.StringVar(&m.base, "base", "", "an ephemeral overlay on `FILE` as /dev/vda, gone when the machine stops")
-	f.StringArrayVar(&m.shares, "share", nil, "`TAG=DIR[,rw]`: a folder of this machine, at /mnt/TAG in the guest (repeatable); read-only unless rw")
+	f.StringArrayVar(&m.shares, "share", nil, "`TAG=DIR[,rw]`: a folder of this machine, at /mnt/TAG in the guest (repeatable); read-only unless rw; a comma in DIR is written twice")
 	f.Var(&m.memory, "memory", "the guest's memory")
 	f.IntVar(&m.cpus, "cpus", 1, "the guest's processors")
 	f.BoolVar(&m.noTree, "no-9p", false, "leave the metadata tree out")
@@ -54,6 +54,10 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.BoolVarP(&m.tty, "tty", "t", false, "give COMMAND a terminal, which is this one: for shells, editors and passwords")
 	m.images.register(f)
 }
+
+// maxCommandLine is what an x86 kernel keeps of its command line, in bytes
+// (COMMAND_LINE_SIZE less the zero at its end; arch/x86/include/asm/setup.h).
+const maxCommandLine = 2047
 
 // machineRequest is what is asked of `moovm run`: plain data, checked as far as
 // it can be without looking at files.
@@ -97,6 +101,10 @@ func (m *machineFlags) request(command []string) (*machineRequest, error) {
 	switch {
 	case m.timeout < 0:
 		return nil, fmt.Errorf("--timeout %v: a time cannot be negative", m.timeout)
+	case m.cpus < 1 || m.cpus > vmm.MaxCPUs:
+		return nil, fmt.Errorf("--cpus %d: a machine has 1 to %d processors", m.cpus, vmm.MaxCPUs)
+	case len(m.append) > maxCommandLine:
+		return nil, fmt.Errorf("--append: its %d bytes are more than the %d that the kernel keeps; shorten it", len(m.append), maxCommandLine)
 	case len(command) > 0 && m.initrd != "":
 		return nil, errors.New("an initrd of your own cannot run a COMMAND; leave --initrd or COMMAND out")
 	case m.tty && len(command) == 0:
@@ -111,7 +119,7 @@ func (m *machineFlags) request(command []string) (*machineRequest, error) {
 	for _, d := range m.disks {
 		f, err := parseDisk(d)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("--disk %w", err)
 		}
 		r.disks = append(r.disks, f)
 	}
@@ -126,6 +134,9 @@ func (m *machineFlags) request(command []string) (*machineRequest, error) {
 		}
 		tags[f.tag], f.text = true, s
 		r.shares = append(r.shares, f)
+	}
+	if len(command) == 0 && m.base == "" && m.initrd == "" && len(m.disks) == 0 {
+		return nil, errors.New("there is nothing to run; name a disk (--base or --disk), an --initrd, or a COMMAND after --")
 	}
 	return r, nil
 }

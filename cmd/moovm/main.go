@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -40,7 +41,8 @@ func program(args []string, relayed bool) int {
 }
 
 func execute(ctx context.Context, root *cobra.Command) int {
-	err := root.ExecuteContext(ctx)
+	out := watchOutput(root)
+	err := out.failed(root.ExecuteContext(ctx))
 	if err == nil {
 		return exitOK
 	}
@@ -51,7 +53,7 @@ func execute(ctx context.Context, root *cobra.Command) int {
 			return status
 		}
 	}
-	fmt.Fprintf(root.ErrOrStderr(), "moovm: %s\n", strings.TrimPrefix(err.Error(), "moovm "))
+	fmt.Fprintf(root.ErrOrStderr(), "moovm: %s\n", printableLines(strings.TrimPrefix(err.Error(), "moovm ")))
 	if errors.As(err, &misuse{}) {
 		fmt.Fprintln(root.ErrOrStderr(), "Run with --help for usage and examples.")
 	}
@@ -138,6 +140,9 @@ func wantArgs(names ...string) cobra.PositionalArgs {
 			return usageError(fmt.Errorf("%s: %s is missing", cmd.CommandPath(), names[len(args)]))
 		case len(args) > len(names):
 			return usageError(fmt.Errorf("%s: %q is one argument too many", cmd.CommandPath(), args[len(names)]))
+		}
+		if i := slices.Index(args, ""); i >= 0 {
+			return usageError(fmt.Errorf("%s: %s is empty", cmd.CommandPath(), names[i]))
 		}
 		return nil
 	}

@@ -3,12 +3,8 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -64,30 +60,6 @@ more) or nowhere (it reads as zeros).`,
 	return cmd
 }
 
-// writeFile makes a file that is there only when it is complete.
-func writeFile(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".moovm-*")
-	if err != nil {
-		if pe := (*fs.PathError)(nil); errors.As(err, &pe) { // name what was asked for
-			err = pe.Err
-		}
-		return fmt.Errorf("%s cannot be made: %w", path, err)
-	}
-	defer os.Remove(f.Name()) // fails when all went well
-	defer f.Close()
-	w := bufio.NewWriter(f)
-	if err := write(w); err != nil {
-		return err
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if err := f.Chmod(0o644); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
 // mapJSON streams the list, one extent a line: a large disk's does not fit in
 // memory.
 func mapJSON(cmd *cobra.Command, out *bufio.Writer, d *cowdisk.Disk) error {
@@ -118,7 +90,7 @@ func mapText(cmd *cobra.Command, out *bufio.Writer, d *cowdisk.Disk) error {
 		} else if e.Data {
 			from = e.Filename
 		}
-		_, err := fmt.Fprintf(out, "%15d %15d  %s\n", e.Start, e.Length, from)
+		_, err := fmt.Fprintf(out, "%15d %15d  %s\n", e.Start, e.Length, printable(from))
 		return err
 	})
 }

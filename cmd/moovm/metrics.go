@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,7 +80,13 @@ func (m metric) sample(name, labels string, v any) {
 }
 
 // label quotes a value as the format wants it.
-func label(name, value string) string { return fmt.Sprintf("%s=%q", name, value) }
+// Only these three are escaped there, and all is UTF-8 (exposition formats,
+// "Text format details").
+func label(name, value string) string {
+	return name + `="` + labelEscapes.Replace(strings.ToValidUTF8(value, "\uFFFD")) + `"`
+}
+
+var labelEscapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
 // writeMetrics writes s in Prometheus's text format, version 0.0.4.
 func writeMetrics(w io.Writer, s vmm.Stats) {

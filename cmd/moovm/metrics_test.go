@@ -154,3 +154,9 @@ func TestDiskLabel(t *testing.T) {
 		}
 	}
 }
+
+func TestLabelsAreEscapedAsTheFormatWants(t *testing.T) {
+	if got, want := label("tag", "a\\b\"c\nd\x01é\xff"), "tag=\"a\\\\b\\\"c\\nd\x01é\uFFFD\""; got != want {
+		t.Errorf("label: %q, want %q", got, want)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -25,6 +26,7 @@ func TestScripts(t *testing.T) {
 			"status":   cmdStatus,
 			"patch":    cmdPatch,
 			"truncate": cmdTruncate,
+			"full":     cmdFull,
 		},
 		Setup: func(env *testscript.Env) error {
 			// Nothing of this machine: no kernel is found unless a script names one.
@@ -84,4 +86,19 @@ func cmdTruncate(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer f.Close()
 	ts.Check(f.Truncate(size))
+}
+
+// full PROGRAM ARG…: the program fails, because its output goes to a full device,
+// and says so.
+func cmdFull(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: full PROGRAM ARG…")
+	}
+	err := ts.Exec("sh", append([]string{"-c", `"$@" >/dev/full`, "sh"}, args...)...)
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		ts.Fatalf("%v with a full output: %v; want exit status 1", args, err)
+	}
+	if said := ts.ReadFile("stderr"); !strings.Contains(said, "no space left") {
+		ts.Fatalf("%v with a full output says %q", args, said)
+	}
 }

@@ -55,7 +55,7 @@ connects again (reconnect=1 in QEMU) loses no write that had completed.`,
 			}
 			flag, err := parseDisk(args[0])
 			if err != nil {
-				return usageError(err)
+				return usageError(fmt.Errorf("moovm serve vhost-user: %w", err))
 			}
 			images.log = g.logger()
 			d, err := flag.open(images.options())
@@ -119,7 +119,7 @@ what a running machine does to its own is in its guest. The first is disks/vda.`
 			for i, arg := range args {
 				flag, err := parseDisk(arg)
 				if err != nil {
-					return usageError(err)
+					return usageError(fmt.Errorf("moovm serve 9p: %w", err))
 				}
 				d, err := images.openToRead(flag.path)
 				if err != nil {

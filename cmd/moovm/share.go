@@ -33,9 +33,12 @@ func parseShare(s string) (shareFlag, error) {
 	}
 	for _, w := range words[1:] {
 		if w != "rw" && w != "ro" {
-			return f, fmt.Errorf("--share %s: there is no option %q; use rw or ro", s, w)
+			return f, fmt.Errorf("--share %s: there is no option %q; use rw or ro (a comma in the folder's name is written twice)", s, w)
 		}
 		f.writable = w == "rw"
+	}
+	if err := ambiguous(append([]string{dir}, words[1:]...)); err != nil {
+		return f, fmt.Errorf("--share %s: %w", s, err)
 	}
 	return f, nil
 }

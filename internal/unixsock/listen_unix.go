@@ -38,7 +38,14 @@ func Listen(path string) (*net.UnixListener, error) {
 	return listen(path)
 }
 
+// maxPath is the longest name of a socket, in bytes (sun_path, less the zero at
+// its end).
+const maxPath = len(syscall.RawSockaddrUnix{}.Path) - 1
+
 func listen(path string) (*net.UnixListener, error) {
+	if len(path) > maxPath {
+		return nil, fmt.Errorf("socket %s: its path has %d bytes, and a socket's can have %d; use a shorter or a relative one", path, len(path), maxPath)
+	}
 	// The mode of an unbound socket becomes that of its name (unix(7), on
 	// Linux), so there is no moment at which others can connect.
 	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
