@@ -193,6 +193,11 @@ func TestBadMessages(t *testing.T) {
 	}
 	defer null.Close()
 	fd := []int{mem.FD}
+	feigned, err := unix.MemfdCreate("[eventfd]", unix.MFD_CLOEXEC) // always readable: a ring that kicks itself
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(feigned)
 	for name, c := range map[string]struct {
 		m    vhostmsg.Message
 		want string
@@ -214,6 +219,7 @@ func TestBadMessages(t *testing.T) {
 		"kick without a descriptor": {vhostmsg.Message{Type: vhostmsg.SetVringKick, Payload: num(0)}, "0 descriptors"},
 		"kick by polling":           {vhostmsg.Message{Type: vhostmsg.SetVringKick, Payload: num(1 << 8)}, "polling"},
 		"kick is a memfd":           {vhostmsg.Message{Type: vhostmsg.SetVringKick, Payload: num(0), FDs: fd}, "no eventfd"},
+		"kick feigns an eventfd":    {vhostmsg.Message{Type: vhostmsg.SetVringKick, Payload: num(0), FDs: []int{feigned}}, "no eventfd"},
 		"call is a device":          {vhostmsg.Message{Type: vhostmsg.SetVringCall, Payload: num(0), FDs: []int{int(null.Fd())}}, "no eventfd"},
 		"no memory descriptors":     {vhostmsg.Message{Type: vhostmsg.SetMemTable, Payload: reg(1, vhostmsg.Region{Size: 4096})}, "0 descriptors"},
 		"too many regions":          {vhostmsg.Message{Type: vhostmsg.SetMemTable, Payload: pair(9, 0)}, "9 memory regions"},

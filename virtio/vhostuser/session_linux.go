@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -381,9 +380,11 @@ func (s *session) ringFD(r *ring, m *vhostmsg.Message, none bool) error {
 		if err := want(m, 1); err != nil {
 			return err
 		}
-		// Anything else could block us, or end a read early.
+		// Anything else could block us, or end a read early, or always be
+		// readable. The whole name is the kernel's: files have an absolute
+		// path, memfds too, so that none can be called like this.
 		name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", m.FDs[0]))
-		if err != nil || !strings.Contains(name, "[eventfd]") {
+		if err != nil || name != "anon_inode:[eventfd]" {
 			return bad("ring %d: the descriptor is no eventfd (%s)", r.index, name)
 		}
 		if ev, err = virtio.NewEventFD(m.FDs[0]); err != nil {
