@@ -110,7 +110,9 @@ func cpuidFor(supported []kvm.CPUIDEntry, id, n int, tscKHz uint32, tscDeadline 
 		}
 		out = append(out, kvm.CPUIDEntry{Function: leafTiming, Eax: tscKHz, Ebx: apicBusKHz})
 	}
-	return fixXSAVE(out)
+	out = fixXSAVE(out)
+	maskDependent(out)
+	return out
 }
 
 // fixXSAVE makes leaf 0xD consistent: only the components that both the mask

@@ -181,16 +181,19 @@ func initConfig(c *Config) *guest.InitConfig {
 
 func shareTag(i int) string { return "rw" + strconv.Itoa(i) }
 
-// qemuArgs is the emulator's command line. The CPU has SVM, for kvm-amd, and
-// no XSAVE: nested guests stumble over what QEMU 7.2 emulates of it. It has no
-// CX16 either: QEMU's cmpxchg16b without LOCK, which the kernel's allocator
-// uses for every object, leaves rubbish in the flags, and an interrupt before
-// the next comparison takes the kernel down with a double fault. The kernel
-// does not test its timer: on a busy machine the interrupts that it counts come
-// too late, and it panics.
+// processor is the emulated host's. It has SVM, for kvm-amd, and no XSAVE:
+// nested guests stumble over what QEMU 7.2 emulates of it. What needs XSAVE goes
+// along, because QEMU shows it all the same. It has no CX16 either: QEMU's
+// cmpxchg16b without LOCK, which the kernel's allocator uses for every object,
+// leaves rubbish in the flags, and an interrupt before the next comparison takes
+// the kernel down with a double fault.
+const processor = "max,+svm,-xsave,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq,-pku,-cx16"
+
+// qemuArgs is the emulator's command line. The kernel does not test its timer:
+// on a busy machine the interrupts that it counts come too late, and it panics.
 func qemuArgs(c *Config) []string {
 	args := []string{
-		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,-xsave,-cx16",
+		"-accel", "tcg,thread=multi", "-cpu", processor,
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.FormatInt(c.Memory>>20, 10),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "stdio",

@@ -53,7 +53,7 @@ func TestQEMUArgs(t *testing.T) {
 	c := Config{Memory: 3 << 30, CPUs: 5, Writable: []string{"/a,b/", "/c"}}
 	args := qemuArgs(&c)
 	for _, want := range [][2]string{
-		{"-m", "3072"}, {"-smp", "5"}, {"-cpu", "max,+svm,-xsave,-cx16"},
+		{"-m", "3072"}, {"-smp", "5"}, {"-cpu", processor},
 		{"-fsdev", "local,id=host,path=/,security_model=none,multidevs=remap,readonly=on"},
 		{"-fsdev", "local,id=rw0,path=/a,,b,security_model=none,multidevs=remap"},
 		{"-device", "virtio-9p-pci,fsdev=rw1,mount_tag=rw1"},
