@@ -160,6 +160,7 @@ type Guest struct {
 	foreign bool   // the initrd is none of this package's
 	log     *slog.Logger
 	machine *vmm.Machine
+	devices devices
 	control *Control
 	console *consoleLog
 	start   time.Time
@@ -217,6 +218,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	cfg.Kernel, cfg.Modules, cfg.Initrd, cfg.Files = nil, nil, nil, nil
 	g := &Guest{
 		cfg: cfg, log: cfg.Logger, foreign: foreign,
+		devices:   devices{log: cfg.Logger},
 		console:   newConsoleLog(cfg.Console.Out),
 		fromGuest: newPipe(), toGuest: newPipe(),
 		served: make(chan error, 1),
@@ -245,23 +247,32 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		if queues == 0 {
 			queues = max(cfg.CPUs, 1)
 		}
-		machine.Disks = append(machine.Disks, vmm.Disk{Backend: d.Backend, ReadOnly: d.ReadOnly, Serial: d.Serial, Queues: queues})
+		if err := g.devices.addDisk(d, queues); err != nil {
+			return nil, err
+		}
 	}
 	if !cfg.NoTree {
 		tree, err := imagefs.New(cfg.Version, g.treeDisks()...)
 		if err != nil {
 			return nil, err
 		}
-		machine.Shares = append(machine.Shares, vmm.Share{Tag: TreeTag, Attacher: tree})
+		if err := g.devices.addShare(TreeTag, tree); err != nil {
+			return nil, err
+		}
 	}
 	for _, s := range cfg.Shares {
-		machine.Shares = append(machine.Shares, vmm.Share{Tag: s.Tag, Attacher: s.Attacher})
+		if err := g.devices.addShare(s.Tag, s.Attacher); err != nil {
+			return nil, err
+		}
 	}
 	if tag := plan.init.ControlShare; tag != "" {
 		g.share = newControlShare()
 		g.control.AddLine(g.share.toHost, g.share.fromHost)
-		machine.Shares = append(machine.Shares, vmm.Share{Tag: tag, Attacher: g.share})
+		if err := g.devices.addShare(tag, g.share); err != nil {
+			return nil, err
+		}
 	}
+	machine.Devices = g.devices.all
 	if g.machine, err = vmm.New(machine); err != nil {
 		return nil, err
 	}
@@ -282,7 +293,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 }
 
 // DiskResized tells the guest that disk i's backend has another size now.
-func (g *Guest) DiskResized(i int) error { return g.machine.DiskResized(i) }
+func (g *Guest) DiskResized(i int) error { return g.devices.disks[i].Resized() }
 
 // treeDisks describes the disks for the metadata tree.
 func (g *Guest) treeDisks() []imagefs.Disk {
@@ -294,21 +305,10 @@ func (g *Guest) treeDisks() []imagefs.Disk {
 		out = append(out, imagefs.Disk{
 			Name: diskName(i), Serial: d.Serial, ReadOnly: d.ReadOnly, Image: imagefs.COW(d.COW),
 			RevealPaths: g.cfg.RevealPaths,
-			Stats:       func() []imagefs.Counter { return diskCounters(g.machine, i) },
+			Stats:       func() []imagefs.Counter { return g.devices.counters(i) },
 		})
 	}
 	return out
-}
-
-func diskCounters(m *vmm.Machine, i int) []imagefs.Counter {
-	s := m.DiskStats(i)
-	return []imagefs.Counter{
-		{Name: "reads", Value: s.Reads}, {Name: "writes", Value: s.Writes}, {Name: "flushes", Value: s.Flushes},
-		{Name: "discards", Value: s.Discards}, {Name: "write_zeroes", Value: s.WriteZeroes},
-		{Name: "read_bytes", Value: s.ReadBytes}, {Name: "write_bytes", Value: s.WriteBytes},
-		{Name: "discard_bytes", Value: s.DiscardBytes}, {Name: "write_zeroes_bytes", Value: s.WriteZeroesBytes},
-		{Name: "errors", Value: s.Errors}, {Name: "in_flight", Value: s.InFlight},
-	}
 }
 
 // panicSilence is how long a console must be silent after a panic's last line

@@ -36,3 +36,11 @@ type ConfigNotifier interface {
 	// configuration change interrupt. It may be called from any goroutine.
 	ConfigChanged()
 }
+
+// StatsReporter is a Device that counts.
+type StatsReporter interface {
+	// ReportStats returns the counters now, as a value of a type of the
+	// device's own. It may be called at any time, concurrently with everything
+	// else.
+	ReportStats() any
+}

@@ -53,6 +53,7 @@ type Config struct {
 
 // Device is a virtio 9P device. It implements virtio.Device.
 type Device struct {
+	tag    string
 	config []byte // the configuration space
 	fence  fence.Config
 
@@ -61,14 +62,18 @@ type Device struct {
 
 // Stats are a device's counters since it was built.
 type Stats struct {
+	Tag          string // the device's
 	Requests     uint64 // answered
 	RequestBytes uint64 // from the guest
 	ReplyBytes   uint64 // to the guest
 }
 
+// ReportStats implements virtio.StatsReporter: it returns Stats.
+func (d *Device) ReportStats() any { return d.Stats() }
+
 // Stats returns the counters. It may be called at any time.
 func (d *Device) Stats() Stats {
-	return Stats{Requests: d.requests.Load(), RequestBytes: d.requestBytes.Load(), ReplyBytes: d.replyBytes.Load()}
+	return Stats{Tag: d.tag, Requests: d.requests.Load(), RequestBytes: d.requestBytes.Load(), ReplyBytes: d.replyBytes.Load()}
 }
 
 var _ virtio.Device = (*Device)(nil)
@@ -85,7 +90,7 @@ func New(c Config) (*Device, error) {
 	case c.Attacher == nil:
 		return nil, ErrAttacher
 	}
-	d := &Device{fence: fence.Config{Attacher: c.Attacher, MaxMsize: c.MaxMsize, MaxFIDs: c.MaxFIDs, Logger: c.Logger}}
+	d := &Device{tag: c.Tag, fence: fence.Config{Attacher: c.Attacher, MaxMsize: c.MaxMsize, MaxFIDs: c.MaxFIDs, Logger: c.Logger}}
 	d.config = binary.LittleEndian.AppendUint16(nil, uint16(len(c.Tag)))
 	d.config = append(d.config, c.Tag...)
 	return d, nil

@@ -126,7 +126,7 @@ func TestLinuxSession(t *testing.T) {
 				t.Fatalf("Rversion %q", r.Body)
 			}
 			n := uint64(len(wire.Version(512000)))
-			if s := dev.Stats(); s != (virtio9p.Stats{Requests: 1, RequestBytes: n, ReplyBytes: n}) {
+			if s := dev.Stats(); s != (virtio9p.Stats{Tag: "moovm", Requests: 1, RequestBytes: n, ReplyBytes: n}) {
 				t.Errorf("after one request and its reply of %d bytes: %+v", n, s)
 			}
 			do(wire.Attach(0, 0), page)

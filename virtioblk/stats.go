@@ -70,6 +70,9 @@ func (c *counters) done(k kind, n int64, ok bool, took time.Duration) {
 	c.ended.Add(1)
 }
 
+// ReportStats implements virtio.StatsReporter: it returns Stats.
+func (d *Device) ReportStats() any { return d.Stats() }
+
 // Stats returns the counters, summed over the queues.
 func (d *Device) Stats() Stats {
 	var s Stats

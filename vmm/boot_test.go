@@ -188,12 +188,12 @@ func TestTooManyDevices(t *testing.T) {
 	needKVM(t)
 	cfg := Config{Kernel: asm{}.spin().kernel()}
 	for range maxSlots {
-		cfg.Disks = append(cfg.Disks, Disk{Backend: zeroDisk(4096)})
+		cfg.Devices = append(cfg.Devices, newDisk(t, zeroDisk(4096), 1))
 	}
 	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "bus is full") {
 		t.Errorf("%v", err)
 	}
-	cfg.Disks = cfg.Disks[:24]
+	cfg.Devices = cfg.Devices[:24]
 	m, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -4,9 +4,7 @@ import (
 	"io"
 	"log/slog"
 
-	"github.com/hugelgupf/p9/p9"
 	"github.com/moovm/moovm/virtio"
-	"github.com/moovm/moovm/virtioblk"
 )
 
 // Config describes a machine. The zero value of every field but Kernel is
@@ -28,17 +26,10 @@ type Config struct {
 	Initrd []byte
 	// Cmdline is the kernel command line. The machine adds nothing to it.
 	Cmdline string
-	// Disks appear as /dev/vda, /dev/vdb… in this order.
-	Disks []Disk
-	// Shares are 9P file systems, found in the guest by their tags.
-	Shares []Share
-	// Entropy adds a virtio entropy source, for guests whose processor has no
-	// RDRAND.
-	Entropy bool
-	// Devices are any other virtio devices. They come after disks and shares
-	// on the bus.
+	// Devices are the virtio devices, in their order on the bus: Linux names
+	// the first block device vda. They serve this machine until it is closed.
 	Devices []virtio.Device
-	// Transport is how all of these devices are attached.
+	// Transport is how they are attached.
 	Transport Transport
 	// Console is the first serial port (ttyS0), Control the second (ttyS1).
 	Console, Control Serial
@@ -78,27 +69,6 @@ const (
 	// have it.
 	ProtocolPVH
 )
-
-// Disk is one virtio block device.
-type Disk struct {
-	// Backend holds the disk's contents. The machine does not close it.
-	Backend virtioblk.Backend
-	// ReadOnly makes the guest see a read-only disk.
-	ReadOnly bool
-	// Serial is the identity the guest reads (at most 20 bytes), as in
-	// /dev/disk/by-id/virtio-SERIAL.
-	Serial string
-	// Queues is the number of request queues, 0 for one.
-	Queues int
-}
-
-// Share is one 9P file system.
-type Share struct {
-	// Tag is the mount tag, at most 255 bytes.
-	Tag string
-	// Attacher serves the tree.
-	Attacher p9.Attacher
-}
 
 // Serial connects one serial port. A nil In never has input, a nil Out
 // discards the output.

@@ -12,8 +12,8 @@
 //     KVM's, as are the IOAPIC, the PICs and the timer; kvmclock and a TSC of
 //     known frequency.
 //   - Memory from one memory file, with a hole below 4 GiB, touched lazily.
-//   - Two 16550A serial ports, a real-time clock, and a PCI bus with virtio
-//     disks, 9P shares and any other virtio.Device.
+//   - Two 16550A serial ports, a real-time clock, and a PCI bus (or
+//     virtio-mmio windows) with any virtio.Device.
 //   - ACPI, hardware-reduced: power-off, reset, a power button, pvpanic.
 //   - The kernel, an ELF vmlinux, is entered by the 64-bit boot protocol;
 //     there is no firmware.

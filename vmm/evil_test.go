@@ -17,6 +17,7 @@ import (
 
 	"github.com/moovm/moovm/internal/confine"
 	"github.com/moovm/moovm/virtio"
+	"github.com/moovm/moovm/virtiorng"
 )
 
 // evil is a device that a guest has taken over: when the guest reads its
@@ -96,7 +97,7 @@ func evilMachine(dir string) {
 	m, err := New(Config{
 		Memory: 4 << 20, CPUs: 2, Transport: TransportMMIO,
 		Kernel:  asm{}.bytes(0xbb, byte(at), byte(at>>8), byte(at>>16), byte(at>>24), 0x8b, 0x03).print("the guest goes on\n").powerOff().kernel(),
-		Devices: []virtio.Device{&evil{Device: rng{}, dir: dir}},
+		Devices: []virtio.Device{&evil{Device: virtiorng.Device{}, dir: dir}},
 		Console: Serial{Out: os.Stdout},
 	})
 	fail(err)

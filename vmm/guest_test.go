@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/moovm/moovm/virtio"
 )
 
 // Bare-metal guests: a few bytes of 64-bit code in an ELF file, entered as a
@@ -386,7 +388,7 @@ func TestNothingLeaks(t *testing.T) {
 	needKVM(t)
 	one := func() {
 		m, err := New(Config{Memory: 4 << 20, CPUs: 2, Kernel: asm{}.print("x").powerOff().kernel(),
-			Disks: []Disk{{Backend: zeroDisk(1 << 20)}}, Shares: []Share{{Tag: "x", Attacher: noTree{}}}})
+			Devices: []virtio.Device{newDisk(t, zeroDisk(1<<20), 1), newShare(t)}})
 		if err != nil {
 			t.Fatal(err)
 		}

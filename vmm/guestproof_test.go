@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/moovm/moovm/virtio"
 )
 
 // A failure that KVM reports comes with the registers and the code around the
@@ -75,7 +77,7 @@ func TestRandomGuests(t *testing.T) {
 				code = code.bytes(byte(rng.Uint32()), byte(rng.Uint32()))
 			}
 		}
-		m, _ := newMachine(t, code.spin(), func(c *Config) { c.CPUs, c.Disks = 2, []Disk{{Backend: zeroDisk(1 << 20)}} })
+		m, _ := newMachine(t, code.spin(), func(c *Config) { c.CPUs, c.Devices = 2, []virtio.Device{newDisk(t, zeroDisk(1<<20), 1)} })
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		r, err := m.Run(ctx)
 		cancel()

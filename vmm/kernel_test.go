@@ -16,6 +16,9 @@ import (
 	"github.com/cavaliergopher/cpio"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/moovm/moovm/virtio"
+	"github.com/moovm/moovm/virtiorng"
 )
 
 // Tests with a stock kernel. The test binary is the guest's init as well:
@@ -174,7 +177,7 @@ func TestKernelBoots(t *testing.T) {
 }
 
 func TestKernelByPVH(t *testing.T) {
-	m, out := kernelMachine(t, "poweroff", func(c *Config) { c.Kernel.Protocol, c.Entropy = ProtocolPVH, true })
+	m, out := kernelMachine(t, "poweroff", func(c *Config) { c.Kernel.Protocol, c.Devices = ProtocolPVH, []virtio.Device{virtiorng.Device{}} })
 	if r, err := runKernel(t, m); r != PowerOff || err != nil || !strings.Contains(out.String(), "guest: 1 CPUs") {
 		t.Errorf("%v, %v; want %v\n%s", r, err, PowerOff, out)
 	}

@@ -12,8 +12,6 @@ import (
 	"github.com/moovm/moovm/internal/kvm"
 	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio/pci"
-	"github.com/moovm/moovm/virtio9p"
-	"github.com/moovm/moovm/virtioblk"
 )
 
 // Machine is a virtual machine. Its methods may be called from any goroutine.
@@ -43,9 +41,6 @@ type Machine struct {
 	// The virtio-mmio devices, and the machine as one of them sees it.
 	windows []mmioWindow
 	window  func(i int) (windowHost, error)
-
-	disks  []*virtioblk.Device
-	shares []*virtio9p.Device
 
 	mu      sync.Mutex
 	changed sync.Cond // state or parked changed
@@ -231,37 +226,10 @@ func (m *Machine) setUpVCPUs(boot bootImage) error {
 
 // createDevices attaches the virtio devices.
 func (m *Machine) createDevices() error {
-	for i, d := range m.cfg.Disks {
-		if d.Backend == nil {
-			return fmt.Errorf("disk %d has no backend", i)
-		}
-		dev, err := virtioblk.New(virtioblk.Config{
-			Backend: d.Backend, ReadOnly: d.ReadOnly, Serial: d.Serial, Queues: d.Queues, Logger: m.log.With("disk", i),
-		})
-		if err != nil {
-			return fmt.Errorf("disk %d: %w", i, err)
-		}
-		m.disks = append(m.disks, dev)
-		if err := m.plug(dev); err != nil {
-			return fmt.Errorf("disk %d: %w", i, err)
-		}
-	}
-	for i, s := range m.cfg.Shares {
-		dev, err := virtio9p.New(virtio9p.Config{Tag: s.Tag, Attacher: s.Attacher, Logger: m.log.With("share", s.Tag)})
-		if err == nil {
-			m.shares = append(m.shares, dev)
-			err = m.plug(dev)
-		}
-		if err != nil {
-			return fmt.Errorf("share %d (%q): %w", i, s.Tag, err)
-		}
-	}
-	if m.cfg.Entropy {
-		if err := m.plug(rng{}); err != nil {
-			return fmt.Errorf("entropy device: %w", err)
-		}
-	}
 	for i, dev := range m.cfg.Devices {
+		if dev == nil {
+			return fmt.Errorf("device %d is nil", i)
+		}
 		if err := m.plug(dev); err != nil {
 			return fmt.Errorf("device %d: %w", i, err)
 		}
@@ -286,12 +254,6 @@ func (m *Machine) plug(dev virtio.Device) error {
 	m.funcs = append(m.funcs, f)
 	return m.bus.plug(slot, f, f.BARs())
 }
-
-// DiskStats are the counters of disk i of the configuration.
-func (m *Machine) DiskStats(i int) virtioblk.Stats { return m.disks[i].Stats() }
-
-// DiskResized tells the guest that the backend of disk i has another size now.
-func (m *Machine) DiskResized(i int) error { return m.disks[i].Resized() }
 
 // Start lets the guest run. It may be called once.
 func (m *Machine) Start() error {

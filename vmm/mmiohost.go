@@ -49,11 +49,7 @@ func (c *Config) windows() int {
 	if c.Transport != TransportMMIO {
 		return 0
 	}
-	n := len(c.Disks) + len(c.Shares) + len(c.Devices)
-	if c.Entropy {
-		n++
-	}
-	return n
+	return len(c.Devices)
 }
 
 // plugWindow puts a virtio device into the next free window.

@@ -176,10 +176,10 @@ func busMachine(t testing.TB) *Machine {
 		t.Fatal(err)
 	}
 	m.ram = &ram{fd: -1, mem: mem}
-	m.cfg.Disks = []Disk{{Backend: zeroDisk(1 << 20)}}
 	m.host = func(int) pci.Host { return nullHost{} }
 	m.window = func(int) (windowHost, error) { return nullWindow{}, nil }
 	for _, m.cfg.Transport = range []Transport{TransportPCI, TransportMMIO} {
+		m.cfg.Devices = []virtio.Device{newDisk(t, zeroDisk(1<<20), 1)}
 		if err := m.createDevices(); err != nil {
 			t.Fatal(err)
 		}

@@ -198,7 +198,7 @@ func TestForkInDiskTraffic(t *testing.T) {
 
 // TestForkRefuses names what does not fit.
 func TestForkRefuses(t *testing.T) {
-	m, out := newMachine(t, asm{}.print("!").spin(), func(c *Config) { c.Disks = []Disk{{Backend: zeroDisk(1 << 20)}} })
+	m, out := newMachine(t, asm{}.print("!").spin(), func(c *Config) { c.Devices = []virtio.Device{newDisk(t, zeroDisk(1<<20), 1)} })
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func TestSnapshotWaits(t *testing.T) {
 		if err := j.m.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "a request", func() bool { return j.m.DiskStats(0).InFlight > 0 })
+		eventually(t, "a request", func() bool { return diskStats(j.m).InFlight > 0 })
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		_, err := j.m.Snapshot(ctx, SnapshotOptions{})
 		cancel()

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/moovm/moovm/virtio"
 )
 
 // TestSoak boots, resets, pauses and stops machines, several at a time, and
@@ -61,7 +63,7 @@ func soakMachine(t *testing.T, stop, pauses, cpus int) {
 	}
 	end := ends[stop]
 	m, err := New(Config{Memory: 8 << 20, CPUs: cpus, Kernel: end.code.kernel(),
-		Disks: []Disk{{Backend: zeroDisk(1 << 20)}}, Shares: []Share{{Tag: "x", Attacher: noTree{}}}})
+		Devices: []virtio.Device{newDisk(t, zeroDisk(1<<20), 1), newShare(t)}})
 	if err != nil {
 		t.Error(err)
 		return

@@ -7,8 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/internal/kvm"
-	"github.com/moovm/moovm/virtio9p"
-	"github.com/moovm/moovm/virtioblk"
+	"github.com/moovm/moovm/virtio"
 )
 
 // Stats is a snapshot of a machine's counters. They start at zero with the
@@ -20,9 +19,10 @@ type Stats struct {
 	// RAM is the guest's memory in bytes, RAMUsed how much of it exists: what
 	// the guest has touched. RAMUsed is 0 once the machine is closed.
 	RAM, RAMUsed int64
-	Disks        []virtioblk.Stats // in the order of Config.Disks
-	Shares       []ShareStats      // in the order of Config.Shares
-	Serial       [2]SerialStats    // Console, Control
+	// Devices are the counters of each of Config.Devices, of a type of the
+	// device's own (virtio.StatsReporter); nil for one that counts nothing.
+	Devices []any
+	Serial  [2]SerialStats // Console, Control
 }
 
 // VCPUStats are one virtual processor's.
@@ -32,12 +32,6 @@ type VCPUStats struct {
 	// Time is the processor time of the vCPU's thread: in the guest, in KVM and
 	// in this program.
 	Time time.Duration
-}
-
-// ShareStats are one 9P share's.
-type ShareStats struct {
-	Tag string
-	virtio9p.Stats
 }
 
 // SerialStats are one serial port's, in bytes.
@@ -58,11 +52,12 @@ func (m *Machine) Stats() Stats {
 		c.countExits(v.Exits)
 		s.VCPUs = append(s.VCPUs, v)
 	}
-	for _, d := range m.disks {
-		s.Disks = append(s.Disks, d.Stats())
-	}
-	for i, d := range m.shares {
-		s.Shares = append(s.Shares, ShareStats{Tag: m.cfg.Shares[i].Tag, Stats: d.Stats()})
+	for _, d := range m.cfg.Devices {
+		var counters any
+		if r, ok := d.(virtio.StatsReporter); ok {
+			counters = r.ReportStats()
+		}
+		s.Devices = append(s.Devices, counters)
 	}
 	for i, u := range m.com {
 		s.Serial[i] = u.stats()

@@ -9,15 +9,18 @@ import (
 	"github.com/hugelgupf/p9/p9"
 	"golang.org/x/sys/unix"
 
+	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio9p"
+	"github.com/moovm/moovm/virtioblk"
+	"github.com/moovm/moovm/virtiorng"
 )
 
 func TestStats(t *testing.T) {
 	m, out := newMachine(t, asm{}.print("counted").spin(), func(c *Config) {
-		c.CPUs, c.Disks = 2, []Disk{{Backend: zeroDisk(1 << 20)}}
+		c.CPUs, c.Devices = 2, []virtio.Device{newDisk(t, zeroDisk(1<<20), 1), virtiorng.Device{}}
 	})
 	before := m.Stats()
-	if before.State != "created" || before.RAM != 4<<20 || before.RAMUsed == 0 || before.RAMUsed >= before.RAM || len(before.Disks) != 1 {
+	if before.State != "created" || before.RAM != 4<<20 || before.RAMUsed == 0 || before.RAMUsed >= before.RAM || len(before.Devices) != 2 || before.Devices[0] != (virtioblk.Stats{}) || before.Devices[1] != nil {
 		t.Errorf("before the start: %+v", before)
 	}
 	if err := m.Start(); err != nil {
@@ -53,8 +56,8 @@ func TestStats(t *testing.T) {
 }
 
 func TestShareStats(t *testing.T) {
-	m, _ := newMachine(t, asm{}.spin(), func(c *Config) { c.Shares = []Share{{Tag: "x", Attacher: noTree{}}} })
-	if s := m.Stats().Shares; len(s) != 1 || s[0] != (ShareStats{Tag: "x", Stats: virtio9p.Stats{}}) {
+	m, _ := newMachine(t, asm{}.spin(), func(c *Config) { c.Devices = []virtio.Device{newShare(t)} })
+	if s := m.Stats().Devices; len(s) != 1 || s[0] != (virtio9p.Stats{Tag: "x"}) {
 		t.Errorf("%+v", s)
 	}
 }
@@ -68,7 +71,7 @@ func (noTree) Attach() (p9.File, error) { return nil, errors.New("there is nothi
 // a second is a measure of the rest of this process.
 func TestIdle(t *testing.T) {
 	m, out := newMachine(t, asm{}.print("!").hang(), func(c *Config) {
-		c.CPUs, c.Disks, c.Shares = 2, []Disk{{Backend: zeroDisk(1 << 20)}}, []Share{{Tag: "x", Attacher: noTree{}}}
+		c.CPUs, c.Devices = 2, []virtio.Device{newDisk(t, zeroDisk(1<<20), 1), newShare(t)}
 	})
 	if err := m.Start(); err != nil {
 		t.Fatal(err)

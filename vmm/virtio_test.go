@@ -155,7 +155,7 @@ func newRingsJob(t *testing.T, transport string, wrap func(virtioblk.Backend) vi
 		t.Fatal(err)
 	}
 	j.m, j.out = newMachine(t, code, func(c *Config) {
-		c.Transport, c.Disks = test.transport, []Disk{{Backend: wrap(j.disk(t)), Queues: 2}}
+		c.Transport, c.Devices = test.transport, []virtio.Device{newDisk(t, wrap(j.disk(t)), 2)}
 	})
 	ram := j.m.ram.low()
 	for i := range 2 {
@@ -240,7 +240,7 @@ func TestVirtioBareMetal(t *testing.T) {
 			if n := m.Exits()["mmio"]; n != j.script.touches {
 				t.Errorf("%d exits by memory access, want %d: none for the %d doorbells", n, j.script.touches, ringsRequests)
 			}
-			if st := m.DiskStats(0); st.Reads != ringsRequests || st.Errors != 0 {
+			if st := diskStats(m); st.Reads != ringsRequests || st.Errors != 0 {
 				t.Errorf("%+v", st)
 			}
 		})

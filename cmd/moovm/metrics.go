@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/internal/unixsock"
+	"github.com/moovm/moovm/virtio9p"
+	"github.com/moovm/moovm/virtioblk"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -110,8 +112,18 @@ func writeMetrics(w io.Writer, s vmm.Stats) {
 			m.sample("moovm_exits_total", label("vcpu", fmt.Sprint(i))+","+label("kind", kind), v.Exits[kind])
 		}
 	}
-	m.disks(s)
-	m.shares(s)
+	var disks []virtioblk.Stats
+	var shares []virtio9p.Stats
+	for _, d := range s.Devices {
+		switch d := d.(type) {
+		case virtioblk.Stats:
+			disks = append(disks, d)
+		case virtio9p.Stats:
+			shares = append(shares, d)
+		}
+	}
+	m.disks(disks)
+	m.shares(shares)
 
 	m.family("moovm_serial_bytes_total", "counter", "Bytes over a serial port.")
 	for i, p := range s.Serial {
@@ -125,9 +137,9 @@ func writeMetrics(w io.Writer, s vmm.Stats) {
 	}
 }
 
-func (m metric) disks(s vmm.Stats) {
+func (m metric) disks(disks []virtioblk.Stats) {
 	m.family("moovm_disk_requests_total", "counter", "Requests to a disk.")
-	for i, d := range s.Disks {
+	for i, d := range disks {
 		for _, v := range []struct {
 			op string
 			n  uint64
@@ -136,7 +148,7 @@ func (m metric) disks(s vmm.Stats) {
 		}
 	}
 	m.family("moovm_disk_bytes_total", "counter", "Bytes of requests to a disk.")
-	for i, d := range s.Disks {
+	for i, d := range disks {
 		for _, v := range []struct {
 			op string
 			n  uint64
@@ -145,22 +157,22 @@ func (m metric) disks(s vmm.Stats) {
 		}
 	}
 	m.family("moovm_disk_errors_total", "counter", "Requests that failed.")
-	for i, d := range s.Disks {
+	for i, d := range disks {
 		m.sample("moovm_disk_errors_total", diskLabel(i), d.Errors)
 	}
 	m.family("moovm_disk_in_flight", "gauge", "Requests being handled.")
-	for i, d := range s.Disks {
+	for i, d := range disks {
 		m.sample("moovm_disk_in_flight", diskLabel(i), d.InFlight)
 	}
 }
 
-func (m metric) shares(s vmm.Stats) {
+func (m metric) shares(shares []virtio9p.Stats) {
 	m.family("moovm_share_requests_total", "counter", "9P requests answered.")
-	for _, d := range s.Shares {
+	for _, d := range shares {
 		m.sample("moovm_share_requests_total", label("tag", d.Tag), d.Requests)
 	}
 	m.family("moovm_share_bytes_total", "counter", "Bytes of 9P messages.")
-	for _, d := range s.Shares {
+	for _, d := range shares {
 		tag := label("tag", d.Tag)
 		m.sample("moovm_share_bytes_total", tag+","+label("direction", "from_guest"), d.RequestBytes)
 		m.sample("moovm_share_bytes_total", tag+","+label("direction", "to_guest"), d.ReplyBytes)

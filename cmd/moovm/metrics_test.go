@@ -95,8 +95,10 @@ func TestMetrics(t *testing.T) {
 			{Exits: map[string]uint64{"io": 7, "mmio": 8}, Time: 1500 * time.Millisecond},
 			{Exits: map[string]uint64{"io": 9}},
 		},
-		Disks:  []virtioblk.Stats{{Reads: 1, WriteBytes: 512}, {InFlight: 3, Errors: 2}},
-		Shares: []vmm.ShareStats{{Tag: "src", Stats: virtio9p.Stats{Requests: 4, ReplyBytes: 99}}},
+		Devices: []any{
+			virtioblk.Stats{Reads: 1, WriteBytes: 512}, virtioblk.Stats{InFlight: 3, Errors: 2},
+			virtio9p.Stats{Tag: "src", Requests: 4, ReplyBytes: 99}, nil,
+		},
 		Serial: [2]vmm.SerialStats{{Out: 1000}, {In: 5, Lost: 6}},
 	}
 	s.Serve(func() vmm.Stats { return stats })

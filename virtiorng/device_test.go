@@ -1,4 +1,4 @@
-package vmm
+package virtiorng
 
 import (
 	"bytes"
@@ -10,16 +10,16 @@ import (
 
 func TestEntropy(t *testing.T) {
 	g := virtiotest.NewGuest(1 << 20)
-	f, err := virtiotest.NewPCI(rng{}, g, pci.Options{})
+	f, err := virtiotest.NewPCI(Device{}, g, pci.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.F.Close()
-	d := virtiotest.Start(t, f, g, ^uint64(0), rngQueue)
+	d := virtiotest.Start(t, f, g, ^uint64(0), queueSize)
 	seen := map[string]bool{}
-	for _, size := range []uint32{16, 64, rngMax, 3 * rngMax} {
+	for _, size := range []uint32{16, 64, maxRequest, 3 * maxRequest} {
 		addr, b := g.Alloc(uint64(size), 16)
-		want := min(size, rngMax)
+		want := min(size, maxRequest)
 		if n := d.Do(0, virtiotest.Buf{Addr: addr, Len: size, Write: true}); n != want {
 			t.Errorf("%d bytes asked for, %d came, want %d", size, n, want)
 		}
