@@ -17,6 +17,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/internal/blkid"
+	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
@@ -225,9 +226,10 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		done:   make(chan struct{}),
 		start:  start,
 	}
+	warnings := ratelog.New(g.log)
 	g.control = NewControl(g.fromGuest, g.toGuest, ControlConfig{
 		Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr, OnStart: cfg.OnStart,
-		OnWarning: func(text string) { g.log.Warn("guest: " + text) },
+		OnWarning: func(text string) { warnings.Warn("guest: " + text) },
 	})
 	g.control.onBye = g.hangUp
 	machine := vmm.Config{

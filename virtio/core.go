@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/moovm/moovm/internal/ratelog"
 )
 
 // FeatureValidator is a Device that wants a say in which subset of its
@@ -35,8 +37,8 @@ type CoreOptions struct {
 	// requests in flight; after it the reset goes on in the background and
 	// the driver sees it unfinished. 0 means one second.
 	ResetWait time.Duration
-	// Logger receives what is worth knowing about a misbehaving driver;
-	// nil discards it.
+	// Logger receives what is worth knowing about a misbehaving driver, at a
+	// bounded rate; nil discards it.
 	Logger *slog.Logger
 }
 
@@ -97,10 +99,7 @@ func NewCore(dev Device, mem *Memory, o CoreOptions) (*Core, error) {
 	if o.ResetWait == 0 {
 		o.ResetWait = time.Second
 	}
-	c := &Core{dev: dev, mem: mem, opts: o, log: o.Logger}
-	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
-	}
+	c := &Core{dev: dev, mem: mem, opts: o, log: ratelog.New(o.Logger)}
 	c.offered = dev.Features() | o.Features |
 		FeatureVersion1 | FeatureIndirectDesc | FeatureEventIdx | FeatureRingReset
 	c.quiet.Store(true)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hugelgupf/p9/p9"
 
+	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio9p/fence"
 )
@@ -90,7 +91,7 @@ func New(c Config) (*Device, error) {
 	case c.Attacher == nil:
 		return nil, ErrAttacher
 	}
-	d := &Device{tag: c.Tag, fence: fence.Config{Attacher: c.Attacher, MaxMsize: c.MaxMsize, MaxFIDs: c.MaxFIDs, Logger: c.Logger}}
+	d := &Device{tag: c.Tag, fence: fence.Config{Attacher: c.Attacher, MaxMsize: c.MaxMsize, MaxFIDs: c.MaxFIDs, Logger: ratelog.New(c.Logger)}}
 	d.config = binary.LittleEndian.AppendUint16(nil, uint16(len(c.Tag)))
 	d.config = append(d.config, c.Tag...)
 	return d, nil

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/virtio"
 )
 
@@ -105,6 +106,7 @@ func New(dev virtio.Device, mem *virtio.Memory, host Host, o Options) (*Device, 
 	if o.CloseWait == 0 {
 		o.CloseWait = 5 * time.Second
 	}
+	o.Logger = ratelog.New(o.Logger) // one limit for all of the device
 	d := &Device{host: host, opts: o}
 	var features uint64
 	if o.AccessPlatform {
@@ -139,7 +141,7 @@ func (d *Device) Core() *virtio.Core { return d.core }
 func (d *Device) Reset() {
 	ctx, cancel := context.WithTimeout(context.Background(), d.opts.CloseWait)
 	defer cancel()
-	if err := d.core.Reset(ctx); err != nil && d.opts.Logger != nil {
+	if err := d.core.Reset(ctx); err != nil {
 		d.opts.Logger.Warn("virtio/mmio: machine reset while requests are in flight", "device", d.core.DeviceID(), "error", err)
 	}
 }

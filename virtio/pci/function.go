@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/virtio"
 )
 
@@ -87,9 +88,7 @@ func New(dev virtio.Device, mem *virtio.Memory, host Host, o Options) (*Function
 	if o.CloseWait == 0 {
 		o.CloseWait = 5 * time.Second
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o.Logger = ratelog.New(o.Logger) // one limit for all of the device
 	f := &Function{host: host, opts: o, log: o.Logger, id: dev.ID()}
 	var features uint64
 	if o.AccessPlatform {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/internal/unixsock"
 	"github.com/moovm/moovm/virtio"
 )
@@ -26,9 +27,7 @@ func (o *Options) fill() {
 	if o.CloseWait == 0 {
 		o.CloseWait = 5 * time.Second
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o.Logger = ratelog.New(o.Logger)
 }
 
 // Listen listens on a UNIX socket at path that only this user can connect to. A

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"sync"
+
+	"github.com/moovm/moovm/internal/ratelog"
 )
 
 // maxPending bounds the messages of one connection that are under way, as the
@@ -17,6 +19,7 @@ const maxPending = 128
 // is done or l fails. It owns l: when Serve returns, l and every connection
 // are closed and every session has ended. The error is nil after ctx is done.
 func Serve(ctx context.Context, l net.Listener, cfg Config) error {
+	cfg.Logger = ratelog.New(cfg.Logger) // one limit for all connections
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()

@@ -10,6 +10,8 @@ import (
 
 	"github.com/hugelgupf/p9/linux"
 	"github.com/hugelgupf/p9/p9"
+
+	"github.com/moovm/moovm/internal/ratelog"
 )
 
 const (
@@ -50,9 +52,7 @@ func (c Config) withDefaults() Config {
 	if c.MaxFIDs <= 0 {
 		c.MaxFIDs = DefaultFIDs
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.Logger = ratelog.New(c.Logger)
 	return c
 }
 
