@@ -87,12 +87,12 @@ func (s *syncBuffer) String() string {
 }
 
 // waitFor waits until the output contains want.
-func (s *syncBuffer) waitFor(t *testing.T, want string) {
+func (s *syncBuffer) waitFor(t testing.TB, want string) {
 	t.Helper()
 	eventually(t, "output "+want, func() bool { return strings.Contains(s.String(), want) })
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for range 10000 {
 		if ok() {

@@ -20,6 +20,7 @@ type interrupts struct {
 	// While a machine gets its state the table waits to be installed, once.
 	waiting []*msi // that get their irqfd then
 	batch   bool
+	stale   bool // the table in the kernel is not what it should be
 }
 
 func newInterrupts(vm *kvm.VM) *interrupts {
@@ -64,6 +65,13 @@ func (n *interrupts) newMSI() (*msi, error) {
 	return nil, errTooManyMSIs
 }
 
+// install gives the kernel the table of a machine without messages.
+func (n *interrupts) install() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.route()
+}
+
 // route installs the whole table; n.mu is held.
 func (n *interrupts) route() error {
 	routes := make([]kvm.Route, 0, 2*numIRQ+len(n.msis))
@@ -96,9 +104,13 @@ func (n *interrupts) together(f func() error) error {
 	n.batch = false
 	waiting := n.waiting
 	n.waiting = nil
-	if err := errors.Join(err, n.route()); err != nil {
+	if err == nil && n.stale {
+		err = n.route()
+	}
+	if err != nil {
 		return err
 	}
+	n.stale = false
 	for _, s := range waiting {
 		if s.closed {
 			continue
@@ -137,6 +149,7 @@ func (s *msi) Program(addr uint64, data uint32) error {
 	first := !s.routed
 	s.addr, s.data, s.routed = addr, data, true
 	if s.n.batch {
+		s.n.stale = true
 		if first {
 			s.n.waiting = append(s.n.waiting, s)
 		}

@@ -175,6 +175,9 @@ func (m *Machine) createVM() (err error) {
 		}
 	}
 	m.irq = newInterrupts(m.vm)
+	if err = m.irq.install(); err != nil {
+		return err
+	}
 	m.host = func(slot int) pci.Host { return &slotHost{m: m, slot: slot} }
 	m.window = func(i int) (windowHost, error) { return newIRQFDHost(m, i) }
 	for i, gsi := range []uint32{irqCOM1, irqCOM2} {

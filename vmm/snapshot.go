@@ -159,15 +159,23 @@ func (m *Machine) resumeDevices(again bool) {
 	}
 }
 
+// askFeatures asks once what there is of the processors' state.
+func (m *Machine) askFeatures() error {
+	if m.features != nil {
+		return nil
+	}
+	f, err := stateFeatures(m.sys, m.vcpus[0].v)
+	if err == nil {
+		m.features = &f
+	}
+	return err
+}
+
 // captureState reads the state of a machine that stands still.
 func (m *Machine) captureState() (s machineState, err error) {
 	s = machineState{Version: snapshotVersion, Memory: m.ram.size, Transport: m.cfg.Transport, Clock: m.clock}
-	if m.features == nil {
-		f, err := stateFeatures(m.sys, m.vcpus[0].v)
-		if err != nil {
-			return s, err
-		}
-		m.features = &f
+	if err := m.askFeatures(); err != nil {
+		return s, err
 	}
 	for _, c := range m.vcpus {
 		v, err := c.state(*m.features)
@@ -230,11 +238,21 @@ type ForkConfig struct {
 //
 // The error wraps ErrSnapshotHost, ErrSnapshotDevices or ErrSnapshotDamaged for
 // a snapshot that does not fit.
-func (s *Snapshot) Fork(cfg ForkConfig) (_ *Machine, err error) {
-	m := machineOf(Config{
-		Memory: s.state.Memory, CPUs: len(s.state.VCPUs), Transport: s.state.Transport, Devices: cfg.Devices,
-		Console: cfg.Console, Control: cfg.Control, KVM: cfg.KVM, Logger: cfg.Logger,
-	})
+func (s *Snapshot) Fork(cfg ForkConfig) (*Machine, error) {
+	m, err := s.shell(cfg.KVM)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.enter(m, cfg); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// shell makes everything of a machine that does not depend on what it becomes:
+// what a fork would wait for, and can be made ahead.
+func (s *Snapshot) shell(kvmPath string) (_ *Machine, err error) {
+	m := machineOf(Config{Memory: s.state.Memory, CPUs: len(s.state.VCPUs), Transport: s.state.Transport, KVM: kvmPath})
 	defer func() {
 		if err != nil {
 			m.Close()
@@ -251,9 +269,6 @@ func (s *Snapshot) Fork(cfg ForkConfig) (_ *Machine, err error) {
 			return nil, err
 		}
 	}
-	if err = m.createDevices(); err != nil {
-		return nil, err
-	}
 	if err = m.createVCPUs(); err != nil {
 		return nil, err
 	}
@@ -262,15 +277,27 @@ func (s *Snapshot) Fork(cfg ForkConfig) (_ *Machine, err error) {
 			return nil, err
 		}
 	}
-	if err = m.ram.show(s.mem); err != nil {
-		return nil, err
+	return m, m.askFeatures()
+}
+
+// enter makes a shell the machine of the snapshot.
+func (s *Snapshot) enter(m *Machine, cfg ForkConfig) error {
+	m.cfg.Devices, m.cfg.Console, m.cfg.Control = cfg.Devices, cfg.Console, cfg.Control
+	if cfg.Logger != nil {
+		m.cfg.Logger, m.log = cfg.Logger, cfg.Logger
 	}
-	if err = m.applyState(&s.state); err != nil {
-		return nil, err
+	if err := m.createDevices(); err != nil {
+		return err
+	}
+	if err := m.ram.show(s.mem); err != nil {
+		return err
+	}
+	if err := m.applyState(&s.state); err != nil {
+		return err
 	}
 	m.newGeneration()
 	m.restored = true
-	return m, nil
+	return nil
 }
 
 // fitsHost says whether the snapshot's processors can run here.
@@ -318,12 +345,8 @@ func (m *Machine) Rewind(ctx context.Context, s *Snapshot, o SnapshotOptions) (e
 
 // applyState puts a state into a machine of the same shape that stands still.
 func (m *Machine) applyState(s *machineState) error {
-	if m.features == nil {
-		f, err := stateFeatures(m.sys, m.vcpus[0].v)
-		if err != nil {
-			return err
-		}
-		m.features = &f
+	if err := m.askFeatures(); err != nil {
+		return err
 	}
 	offsets, err := m.tscOffsets(s)
 	if err != nil {
