@@ -391,3 +391,30 @@ func TestReset(t *testing.T) {
 	}
 	r.wantStderr(t, "reset")
 }
+
+// --base and --disk go together: the base's overlay is vda, the disk follows
+// and keeps what was written.
+func TestBaseAndDisk(t *testing.T) {
+	needKVM(t)
+	dir := folder(t)
+	before := checksum(t, filepath.Join(dir, "base.img"))
+	if err := os.WriteFile(filepath.Join(dir, "data.img"), make([]byte, 1<<20), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	r := moovm(t, dir, "run", "--kernel", kernel, "--accel", "kvm", "--base", "base.img", "--disk", "data.img,format=raw,serial=data", "--",
+		"sh", "-c", "findmnt -n -o SOURCE /; cat /sys/block/vda/size /sys/block/vdb/size; echo kept > /dev/vdb; echo lost > /lost; sync")
+	r.wantStatus(t, 0)
+	st, err := os.Stat(filepath.Join(dir, "base.img"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("/dev/vda\n%d\n2048\n", st.Size()/512); r.stdout != want {
+		t.Errorf("stdout %q, want %q", r.stdout, want)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "data.img")); err != nil || !strings.HasPrefix(string(b), "kept\n") {
+		t.Errorf("the disk: %q, %v", b[:min(len(b), 16)], err)
+	}
+	if after := checksum(t, filepath.Join(dir, "base.img")); after != before {
+		t.Error("the base was changed")
+	}
+}

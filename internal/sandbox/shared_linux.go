@@ -350,6 +350,13 @@ func (s *sharedConfig) serve() error {
 		}
 	}()
 
+	return v.serveUntilIdle(listener, ended, func() { toAgent.Close() }, cancel)
+}
+
+// serveUntilIdle waits until nobody has been connected for a while, or the
+// emulated host has ended. hangUp ends the agent, and the emulated host with it;
+// kill ends that if it does not.
+func (v *server) serveUntilIdle(l net.Listener, ended <-chan error, hangUp, kill func()) error {
 	limit := sharedIdle
 	if d, err := time.ParseDuration(os.Getenv(idleEnv)); err == nil {
 		limit = d
@@ -359,19 +366,19 @@ func (s *sharedConfig) serve() error {
 	for {
 		select {
 		case err := <-ended:
-			unlock, err2 := s.lock()
+			unlock, err2 := v.conf.lock()
 			if err2 != nil {
 				return err2
 			}
 			defer unlock()
-			s.remove(listener)
+			v.conf.remove(l)
 			if err == nil {
 				err = errors.New("the sandbox ended by itself")
 			}
 			v.fail(err)
 			return err
 		case <-look.C:
-			unlock, err := s.lock()
+			unlock, err := v.conf.lock()
 			if err != nil {
 				return err
 			}
@@ -382,14 +389,14 @@ func (s *sharedConfig) serve() error {
 				unlock()
 				continue
 			}
-			s.remove(listener)
+			v.conf.remove(l)
 			unlock()
-			toAgent.Close() // the agent ends, and the emulated host with it
+			hangUp()
 			select {
 			case err := <-ended:
 				return err
 			case <-time.After(2 * grace):
-				cancel()
+				kill()
 				return <-ended
 			}
 		}
