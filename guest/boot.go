@@ -17,6 +17,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/internal/blkid"
+	"github.com/moovm/moovm/internal/pipe"
 	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
@@ -166,7 +167,7 @@ type Guest struct {
 	console *consoleLog
 	start   time.Time
 
-	fromGuest, toGuest *pipe         // the serial control line
+	fromGuest, toGuest *pipe.Pipe    // the serial control line
 	share              *controlShare // the faster one; nil without a command
 	served             chan error    // the control line's end
 
@@ -221,7 +222,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		cfg: cfg, log: cfg.Logger, foreign: foreign,
 		devices:   devices{log: cfg.Logger},
 		console:   newConsoleLog(cfg.Console.Out),
-		fromGuest: newPipe(), toGuest: newPipe(),
+		fromGuest: pipe.New(), toGuest: pipe.New(),
 		served: make(chan error, 1),
 		done:   make(chan struct{}),
 		start:  start,
@@ -375,7 +376,7 @@ func (g *Guest) hangUp() {
 func (g *Guest) stop() {
 	g.hangUp()
 	if g.share != nil {
-		g.share.toHost.noWait()
+		g.share.toHost.NoWait()
 	}
 	g.machine.Stop()
 }

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moovm/moovm/internal/pipe"
 	"golang.org/x/sys/unix"
 )
 
@@ -264,7 +265,7 @@ func (in *initProcess) input(p *process) {
 		p.stdin.Close()
 		return
 	}
-	stdin := newPipe()
+	stdin := pipe.New()
 	go func() {
 		buf := make([]byte, maxFrame)
 		gone := false

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"github.com/moovm/moovm/internal/pipe"
 	"io"
 	"math/rand/v2"
 	"strings"
@@ -150,7 +151,7 @@ func TestControlOutputGone(t *testing.T) {
 // Stdin is sent as the guest allows, and never before.
 func TestControlStdin(t *testing.T) {
 	input := strings.Repeat("0123456789", 10000)
-	fromG, toG := newPipe(), newPipe()
+	fromG, toG := pipe.New(), pipe.New()
 	c := NewControl(fromG, toG, ControlConfig{Stdin: strings.NewReader(input)})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -249,41 +250,4 @@ func (c *chunkReader) Read(p []byte) (int, error) {
 	n := copy(p[:min(len(p), c.size)], c.data)
 	c.data = c.data[n:]
 	return n, nil
-}
-
-func TestPipe(t *testing.T) {
-	p := newPipe()
-	var wg sync.WaitGroup
-	const total = 3*pipeLimit + 5
-	wg.Go(func() {
-		for n := 0; n < total; {
-			k, err := p.Write(make([]byte, min(100000, total-n)))
-			if err != nil {
-				t.Error(err)
-				break
-			}
-			n += k
-		}
-		p.Close()
-		if _, err := p.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
-			t.Error(err)
-		}
-	})
-	n, err := io.Copy(io.Discard, p)
-	if n != total || err != nil {
-		t.Errorf("%d bytes, %v", n, err)
-	}
-	wg.Wait()
-	// A writer that waits for room is let go.
-	p = newPipe()
-	if _, err := p.Write(make([]byte, pipeLimit)); err != nil {
-		t.Error(err)
-	}
-	wg.Go(func() {
-		if _, err := p.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
-			t.Error(err)
-		}
-	})
-	p.Close()
-	wg.Wait()
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/hugelgupf/p9/fsimpl/templatefs"
 	"github.com/hugelgupf/p9/linux"
 	"github.com/hugelgupf/p9/p9"
+	"github.com/moovm/moovm/internal/pipe"
 )
 
 // controlTag is the 9P tag of the control line's share.
@@ -26,13 +27,13 @@ const controlPoll = 250 * time.Millisecond
 // in one message what costs a serial port an exit for each byte. Offsets mean
 // nothing: what is written to to-host, and read from from-host, are streams.
 type controlShare struct {
-	toHost, fromHost *pipe
+	toHost, fromHost *pipe.Pipe
 }
 
 var _ p9.Attacher = (*controlShare)(nil)
 
 func newControlShare() *controlShare {
-	return &controlShare{toHost: newPipe(), fromHost: newPipe()}
+	return &controlShare{toHost: pipe.New(), fromHost: pipe.New()}
 }
 
 // Attach implements p9.Attacher.
@@ -105,7 +106,7 @@ func (f *controlFile) ReadAt(p []byte, _ int64) (int, error) {
 	case controlToHost:
 		return 0, linux.EACCES
 	}
-	n, err := f.share.fromHost.readSoon(p, controlPoll)
+	n, err := f.share.fromHost.ReadSoon(p, controlPoll)
 	if n == 0 && err == nil {
 		err = io.EOF
 	}

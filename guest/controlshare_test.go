@@ -10,6 +10,7 @@ import (
 
 	"github.com/hugelgupf/p9/linux"
 	"github.com/hugelgupf/p9/p9"
+	"github.com/moovm/moovm/internal/pipe"
 )
 
 // A client on the share is a control line.
@@ -51,7 +52,7 @@ func TestControlShare(t *testing.T) {
 	out, in := open(controlToHost, p9.WriteOnly), open(controlFromHost, p9.ReadOnly)
 
 	var stdout bytes.Buffer
-	serial := newPipe()
+	serial := pipe.New()
 	c := NewControl(serial, io.Discard, ControlConfig{Stdout: &stdout})
 	c.AddLine(share.toHost, share.fromHost)
 	var run sync.WaitGroup

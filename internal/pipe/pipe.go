@@ -1,4 +1,6 @@
-package guest
+// Package pipe is a byte stream in memory, with room, between goroutines that
+// must not wait for each other.
+package pipe
 
 import (
 	"io"
@@ -6,13 +8,13 @@ import (
 	"time"
 )
 
-// pipeLimit is how many bytes a pipe holds before a writer waits.
-const pipeLimit = 1 << 20
+// Limit is how many bytes a Pipe holds before a writer waits.
+const Limit = 1 << 20
 
-// pipe is a byte stream in memory with room. The machine's serial port writes
+// A Pipe is a byte stream in memory with room. The machine's serial port writes
 // into it without waiting for the consumer of the command's output, up to
-// pipeLimit, and what was written can be read after Close.
-type pipe struct {
+// Limit, and what was written can be read after Close.
+type Pipe struct {
 	mu     sync.Mutex
 	change sync.Cond
 	buf    []byte
@@ -20,17 +22,18 @@ type pipe struct {
 	free   bool // writers do not wait
 }
 
-func newPipe() *pipe {
-	p := &pipe{}
+// New returns an empty Pipe.
+func New() *Pipe {
+	p := &Pipe{}
 	p.change.L = &p.mu
 	return p
 }
 
 // Write implements io.Writer. It waits while the pipe is full.
-func (p *pipe) Write(b []byte) (int, error) {
+func (p *Pipe) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.buf) >= pipeLimit && !p.closed && !p.free {
+	for len(p.buf) >= Limit && !p.closed && !p.free {
 		p.change.Wait()
 	}
 	if p.closed {
@@ -42,7 +45,7 @@ func (p *pipe) Write(b []byte) (int, error) {
 }
 
 // Read implements io.Reader. After Close it returns what is left, then io.EOF.
-func (p *pipe) Read(b []byte) (int, error) {
+func (p *Pipe) Read(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for len(p.buf) == 0 {
@@ -60,8 +63,8 @@ func (p *pipe) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// readSoon is Read, but after d without data it returns 0 and no error.
-func (p *pipe) readSoon(b []byte, d time.Duration) (int, error) {
+// ReadSoon is Read, but after d without data it returns 0 and no error.
+func (p *Pipe) ReadSoon(b []byte, d time.Duration) (int, error) {
 	p.mu.Lock()
 	empty := len(p.buf) == 0 && !p.closed
 	if empty {
@@ -85,8 +88,8 @@ func (p *pipe) readSoon(b []byte, d time.Duration) (int, error) {
 	return p.Read(b)
 }
 
-// noWait lets writers go beyond the limit: there will not be many more bytes.
-func (p *pipe) noWait() {
+// NoWait lets writers go beyond the limit: there will not be many more bytes.
+func (p *Pipe) NoWait() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.free = true
@@ -94,7 +97,7 @@ func (p *pipe) noWait() {
 }
 
 // Close ends the stream.
-func (p *pipe) Close() error {
+func (p *Pipe) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
