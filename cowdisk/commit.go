@@ -121,12 +121,8 @@ func (l *layer) accept(base *layer) error {
 	if err != nil {
 		return err
 	}
-	info := backingInfo{size: base.size, mtime: st.mtime32()}
-	if base.bm != nil {
-		info.size = base.hdr.Size
-	}
 	h := l.hdr
-	if err := h.setBacking(l.path, l.real, h.Backing, info); err != nil {
+	if err := h.setBacking(l.path, l.real, h.Backing, base.asBacking(st.mtime32())); err != nil {
 		return err
 	}
 	return l.switchHeader(h)
@@ -134,7 +130,7 @@ func (l *layer) accept(base *layer) error {
 
 func openCommit(path string, o ToolOptions) (*opener, error) {
 	op := &opener{o: o.Options, writeBase: true}
-	err := op.open(path, false)
+	err := op.open(path, FormatCOW)
 	if err == nil && len(op.layers) < 2 {
 		err = &Error{Path: path, Kind: ErrNoBacking, Remedy: "flatten it instead"}
 		if !standalone(op.layers[0].hdr.Backing) {

@@ -12,7 +12,7 @@ type Comparison struct {
 	SizeA, SizeB int64 // bytes
 }
 
-// Compare compares the contents of two disks, each a COW image with its chain or a raw file.
+// Compare compares the contents of two disks, each a COW image with its chain or a raw file, as o.Format (of a) and o.OtherFormat say.
 func Compare(ctx context.Context, a, b string, o ToolOptions) (c Comparison, err error) {
 	o.ReadOnly = true
 	da, err := OpenAny(a, o.Options)
@@ -20,6 +20,7 @@ func Compare(ctx context.Context, a, b string, o ToolOptions) (c Comparison, err
 		return c, err
 	}
 	defer da.Close()
+	o.Format = o.OtherFormat
 	db, err := OpenAny(b, o.Options)
 	if err != nil {
 		return c, err

@@ -94,7 +94,7 @@ func newCrashRun(seed uint64) *crashRun {
 			}
 			return false
 		}), 60)
-		backing = "/d/mid"
+		backing = "/d/mid\x00moovmCOW" // behind the NUL: that it is an image
 	}
 	f := allFixtures[c.r.IntN(10)] // the writable ones
 	f.backing, f.size, f.mtime = backing, crashDisk, 0

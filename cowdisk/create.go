@@ -15,6 +15,12 @@ type CreateOptions struct {
 	Size int64
 	// Backing is the backing file, raw or COW; a relative path starts at the image's folder. "" = none, the disk reads as zeros.
 	Backing string
+	// BackingFormat says what Backing is, which the image remembers. FormatUnknown looks at its first bytes, and refuses (ErrFormat) what
+	// begins like a COW image that has a backing file itself: see "Raw or COW" in the package's documentation.
+	BackingFormat Format
+	// BackingRoots and AllowStaleBacking are used to open Backing, as Options has them: what cannot be opened is found before anything is made.
+	BackingRoots      []string
+	AllowStaleBacking bool
 	// Variant is QEMUV2 (the default) or UMLV3.
 	Variant Variant
 	// AllowMissingBacking makes an overlay for a file that is not there; Size must be given.
@@ -27,7 +33,7 @@ type CreateOptions struct {
 
 // Create makes an image in which nothing is allocated. It appears under its name only when it is complete; an existing file is never
 // touched (ErrExists). It is not synced: the first Flush of the disk does that.
-// Errors: ErrExists, ErrSize, ErrVariant, ErrPathTooLong, ErrBackingMissing, ErrIsDirectory, ErrLocked and those of the file system.
+// Errors: ErrExists, ErrSize, ErrVariant, ErrPathTooLong, and of the backing file those of Open.
 func Create(path string, o CreateOptions) error {
 	fsys := o.FS
 	if fsys == nil {
@@ -42,9 +48,7 @@ func Create(path string, o CreateOptions) error {
 	if err != nil {
 		return err
 	}
-	if base.file != nil {
-		warnUnknownTime(o.Log, []*layer{{path: path, hdr: h}, {path: base.real, file: base.file}})
-	}
+	warnUnknownTime(o.Log, append([]*layer{{path: path, hdr: h}}, base.chain...))
 	f, err := fsys.Create(real)
 	if err != nil {
 		return renamed(err, real, path)
@@ -72,7 +76,7 @@ func (o *CreateOptions) header(path, real string, fsys FS) (h Header, base backi
 		h.Alignment = defaultAlign
 	}
 	if o.Backing != "" {
-		if base, err = inspectBacking(fsys, path, real, o.Backing); err != nil {
+		if base, err = inspectBacking(o.backing(fsys), &layer{path: path, real: real}, o.Backing, o.BackingFormat); err != nil {
 			if !o.AllowMissingBacking || o.Size == 0 || !errors.Is(err, ErrBackingMissing) {
 				return h, base, err
 			}
@@ -90,6 +94,11 @@ func (o *CreateOptions) header(path, real string, fsys FS) (h Header, base backi
 	return h, base, h.setBacking(path, real, o.Backing, base)
 }
 
+// backing are the options that the backing file is opened with.
+func (o *CreateOptions) backing(fsys FS) Options {
+	return Options{FS: fsys, BackingRoots: o.BackingRoots, AllowStaleBacking: o.AllowStaleBacking, AllowMissingBacking: o.AllowMissingBacking}
+}
+
 func checkSize(path string, size int64) error {
 	if size < sectorSize || size > maxDiskSize {
 		return &Error{Path: path, Field: "size", Kind: ErrSize, Detail: fmt.Sprintf("%d bytes", size), Remedy: "a disk has at least one sector of 512 bytes and at most 8 PiB"}
@@ -100,6 +109,10 @@ func checkSize(path string, size int64) error {
 // setBacking makes the header name a backing file and remember its time and size.
 func (h *Header) setBacking(path, real, backing string, base backingInfo) error {
 	h.Backing, h.MTime, h.BackingSize, h.HasBackingSize = storedPath(real, backing, base.real), base.mtime, 0, false
+	h.BackingFormat = FormatUnknown
+	if backing != "" {
+		h.BackingFormat = base.format
+	}
 	if layouts[h.Variant].version == 3 {
 		switch {
 		case backing == "":
@@ -136,60 +149,55 @@ func storedPath(real, backing, opened string) string {
 	return opened
 }
 
+// backingInfo is what a header keeps of a backing file.
 type backingInfo struct {
-	size  int64 // of the disk in it
-	mtime uint32
-	real  string
-	file  File // locked against writers; nil = there is none
+	size   int64 // of the disk in it
+	mtime  uint32
+	real   string
+	format Format
+	chain  []*layer // locked against writers; nil = there is none
 }
 
-// close gives the lock back.
-func (i *backingInfo) close() {
-	if i.file != nil {
-		i.file.Close()
-	}
-}
+// close gives the locks back.
+func (i *backingInfo) close() { closeLayers(i.chain) }
 
-// inspectBacking looks at a backing file for the image at real. The path comes from the caller, not from an image. The caller closes what
-// it returns, also with an error.
-func inspectBacking(fsys FS, path, real, backing string) (i backingInfo, err error) {
-	at := backingPath(real, backing)
-	r, err := fsys.Resolve(at)
-	if err == nil && r == real {
-		return i, &Error{Path: path, Field: "backing file", Kind: ErrBackingLoop, Detail: backing + " is the image itself", Remedy: "name another backing file"}
+// inspectBacking opens the backing file that the caller named for the image top, and all that lies below, as the image will: what could
+// not be opened then is found before anything is made or changed. Of top only path, real and id need be known. The caller closes what it
+// returns, also with an error.
+func inspectBacking(o Options, top *layer, backing string, format Format) (i backingInfo, err error) {
+	at := backingPath(top.real, backing)
+	r, err := o.fs().Resolve(at)
+	if err == nil && r == top.real {
+		return i, &Error{Path: top.path, Field: "backing file", Kind: ErrBackingLoop, Detail: backing + " is the image itself", Remedy: "name another backing file"}
 	}
-	i.real = r
+	i.real, i.format = r, format
+	o.ReadOnly, o.NoLock, o.Backing, o.BackingFormat = true, false, "", FormatUnknown
+	op := opener{o: o, layers: []*layer{{path: top.path, real: top.real, id: top.id}}}
+	defer func() { i.chain = op.layers[1:] }()
 	var f File
 	if err == nil {
-		f, err = fsys.Open(r, OpenMode{})
+		f, err = o.fs().Open(r, OpenMode{})
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		remedy := "check the path"
 		if !filepath.IsAbs(backing) {
 			remedy = "a relative path starts at the folder of the image"
 		}
-		return i, &Error{Path: path, Field: "backing file", Kind: ErrBackingMissing, Detail: at, Err: fs.ErrNotExist, Remedy: remedy}
+		return i, &Error{Path: top.path, Field: "backing file", Kind: ErrBackingMissing, Detail: at, Err: fs.ErrNotExist, Remedy: remedy}
+	}
+	if err == nil {
+		err = op.add(at, r, f, format, true)
 	}
 	if err != nil {
-		return i, fmt.Errorf("%s: backing file: %w", path, renamed(err, r, at))
+		return i, fmt.Errorf("%s: backing file: %w", top.path, renamed(err, r, at))
 	}
-	i.file = f
-	st, err := f.Stat()
+	base := op.layers[1]
+	if base.id == top.id && top.id != (FileID{}) {
+		return i, loopError(top, at)
+	}
+	st, err := base.file.Stat()
 	if err != nil {
 		return i, err
 	}
-	i.size, i.mtime, i.real = st.Size, st.mtime32(), r
-	var b [4]byte
-	if err := readFull(f, b[:], 0); err != nil {
-		return i, fmt.Errorf("%s: backing file: %w", path, err)
-	}
-	if isCOW(b[:]) {
-		op := opener{o: Options{FS: fsys}}
-		h, _, err := op.probe(&layer{path: at, real: r, file: f}, st.Size)
-		if err != nil {
-			return i, fmt.Errorf("%s: backing file: %w", path, err)
-		}
-		i.size = h.Size
-	}
-	return i, nil
+	return base.asBacking(st.mtime32()), nil
 }

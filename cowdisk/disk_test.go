@@ -158,7 +158,7 @@ func TestFreshLayout(t *testing.T) {
 	mustCreate(t, img, CreateOptions{Backing: "base.img"})
 	b, _ := os.ReadFile(img)
 	want := make([]byte, 1056+768)
-	copy(want, "OOOM\x00\x00\x00\x02base.img")
+	copy(want, "OOOM\x00\x00\x00\x02base.img\x00moovmRAW")
 	copy(want[1032:], "\x12\x34\x56\x78")
 	copy(want[1040:], "\x00\x00\x00\x00\x00\x30\x00\x00\x00\x00\x02\x00")
 	wantSame(t, "file", b, want)

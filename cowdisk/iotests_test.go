@@ -49,7 +49,7 @@ func TestShortMiddle(t *testing.T) { // a short layer hides what the longer one 
 	dir := t.TempDir()
 	_, base := baseFile(t, dir, 40960)
 	mustCreate(t, filepath.Join(dir, "mid"), CreateOptions{Backing: "base.img", Size: 8192})
-	mustCreate(t, filepath.Join(dir, "top"), CreateOptions{Backing: "mid", Size: 40960})
+	mustCreate(t, filepath.Join(dir, "top"), CreateOptions{Backing: "mid", BackingFormat: FormatCOW, Size: 40960})
 	d := mustOpen(t, filepath.Join(dir, "top"), Options{})
 	wantSame(t, "top", contents(t, d), append(base[:8192:8192], make([]byte, 32768)...))
 	if n := len(d.Layers()); n != 3 {
@@ -76,7 +76,7 @@ func TestRelativePaths(t *testing.T) { // each path starts at the folder of the 
 	os.Mkdir(sub, 0o755)
 	_, base := baseFile(t, sub, 8192)
 	mustCreate(t, filepath.Join(sub, "mid"), CreateOptions{Backing: "base.img"})
-	mustCreate(t, filepath.Join(dir, "top"), CreateOptions{Backing: "sub/mid"})
+	mustCreate(t, filepath.Join(dir, "top"), CreateOptions{Backing: "sub/mid", BackingFormat: FormatCOW})
 	wd, _ := os.Getwd()
 	for _, at := range []string{dir, sub, wd} {
 		t.Chdir(at)
@@ -89,7 +89,7 @@ func TestRelativePaths(t *testing.T) { // each path starts at the folder of the 
 	wantSame(t, "relative", contents(t, d), base)
 	d.Close()
 	// A base above the image's folder has to be allowed.
-	mustCreate(t, filepath.Join(sub, "up"), CreateOptions{Backing: "../top"})
+	mustCreate(t, filepath.Join(sub, "up"), CreateOptions{Backing: "../top", BackingFormat: FormatCOW, BackingRoots: []string{"."}})
 	if _, err := Open("sub/up", Options{}); !errors.Is(err, ErrBackingOutside) {
 		t.Fatalf("%v", err)
 	}
@@ -107,20 +107,29 @@ func TestLoopOverLayers(t *testing.T) {
 	baseFile(t, dir, 8192)
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	mustCreate(t, a, CreateOptions{Backing: "base.img"})
-	mustCreate(t, b, CreateOptions{Backing: "a"})
-	if err := Rebase(t.Context(), a, "b", ToolOptions{}); !errors.Is(err, ErrBackingLoop) && !errors.Is(err, ErrLocked) {
+	mustCreate(t, b, CreateOptions{Backing: "a", BackingFormat: FormatCOW})
+	if err := Rebase(t.Context(), a, "b", ToolOptions{OtherFormat: FormatCOW}); !errors.Is(err, ErrBackingLoop) && !errors.Is(err, ErrLocked) {
 		t.Fatalf("rebase into a loop: %v", err)
 	}
-	if err := RebaseHeader(a, "b", ToolOptions{}); err != nil {
-		t.Fatal(err)
+	cow := ToolOptions{OtherFormat: FormatCOW}
+	if err := RebaseHeader(a, "b", cow); !errors.Is(err, ErrBackingLoop) {
+		t.Fatalf("a loop of two was made: %v", err)
 	}
+	if d := mustOpen(t, b, Options{}); len(d.Layers()) != 3 {
+		t.Error("the refused rebase changed something")
+	} else {
+		d.Close()
+	}
+	// A loop that another program made.
+	loop := fixture{variant: QEMUV2, backing: "b\x00moovmCOW", size: 8192}
+	writeFile(t, a, loop.image(make([]byte, 8192), func(int) bool { return false }))
 	for _, p := range []string{a, b} {
 		if _, err := Open(p, Options{}); !errors.Is(err, ErrBackingLoop) {
 			t.Errorf("%s: %v", p, err)
 		}
 	}
 	os.Link(a, filepath.Join(dir, "hard"))
-	if err := RebaseHeader(a, "hard", ToolOptions{}); err != nil && !errors.Is(err, ErrLocked) && !errors.Is(err, ErrBackingLoop) {
+	if err := RebaseHeader(a, "hard", cow); err != nil && !errors.Is(err, ErrLocked) && !errors.Is(err, ErrBackingLoop) {
 		t.Fatal(err)
 	}
 	if _, err := Open(a, Options{AllowStaleBacking: true}); !errors.Is(err, ErrBackingLoop) {
@@ -231,7 +240,7 @@ func TestRaw(t *testing.T) {
 	wantSame(t, "file", b, data)
 	img := filepath.Join(dir, "a")
 	mustCreate(t, img, CreateOptions{Backing: "base.img"})
-	if d, err = OpenAny(img, Options{}); err != nil || d.Info().Format != "cow" {
+	if d, err = OpenAny(img, Options{Format: FormatCOW}); err != nil || d.Info().Format != "cow" {
 		t.Fatal(err)
 	}
 	d.Close()
@@ -398,7 +407,7 @@ func TestSubPage(t *testing.T) { // writes of any part of a page keep the rest o
 		}
 	}
 	mid.Close()
-	mustCreate(t, filepath.Join(dir, "top"), CreateOptions{Backing: "mid"})
+	mustCreate(t, filepath.Join(dir, "top"), CreateOptions{Backing: "mid", BackingFormat: FormatCOW})
 	d := mustOpen(t, filepath.Join(dir, "top"), Options{})
 	at := 0
 	for _, n := range []int{1, 2, 511, 512, 513, 1024, 3584, 4095} {
@@ -437,7 +446,7 @@ func TestUnalignedSizes(t *testing.T) { // a tail that is no whole sector is kep
 				t.Fatal(err)
 			}
 			d.Close()
-			if err := Flatten(t.Context(), img, out, VariantUnknown, ToolOptions{}); err != nil {
+			if err := Flatten(t.Context(), img, out, VariantUnknown, ToolOptions{Options: Options{Format: FormatCOW}}); err != nil {
 				t.Fatal(err)
 			}
 			b, _ := os.ReadFile(out)

@@ -113,6 +113,7 @@ func killChild() {
 }
 
 func runKillTool(tool, img string, fs Options, w io.Writer) error {
+	fs.Format = FormatCOW
 	o := ToolOptions{Options: fs}
 	ctx := context.Background()
 	out := filepath.Join(filepath.Dir(img), "out")

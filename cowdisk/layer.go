@@ -32,6 +32,14 @@ func (l *layer) image(h Header, raw []byte, size, memory int64) error {
 	return nil
 }
 
+// asBacking is what the header of an overlay on l keeps of it; mtime is its file's.
+func (l *layer) asBacking(mtime uint32) backingInfo {
+	if l.bm == nil {
+		return backingInfo{size: l.size, mtime: mtime, real: l.real, format: FormatRaw}
+	}
+	return backingInfo{size: l.hdr.Size, mtime: mtime, real: l.real, format: FormatCOW}
+}
+
 // newImage writes an empty image into f, which is all holes but for the header, and is the layer of it. What is in raw, nil or the header
 // of the image it stands in for, stays between the fields.
 func newImage(f File, path, real string, h Header, raw []byte, memory int64) (*layer, error) {

@@ -71,6 +71,9 @@ type Header struct {
 	// which every other program ignores.
 	BackingSize    int64
 	HasBackingSize bool
+	// BackingFormat says how the backing file is meant; FormatUnknown in images that other programs made. It lies right behind the path's
+	// NUL, which every other program ignores, and where a path that another program writes over this one leaves no mark of ours.
+	BackingFormat Format
 }
 
 func (h *Header) order() binary.ByteOrder {
@@ -141,26 +144,41 @@ func (h *Header) encode(b []byte) {
 		o.PutUint32(b[l.formatOff:], 0)
 	}
 	path := b[l.pathOff : l.pathOff+l.pathLen]
-	rec := path[l.pathLen-16:]
 	old := cString(path)
+	oldMark := formatMark(path, len(old))
+	if old != h.Backing || oldMark != h.BackingFormat || b[l.pathOff] == 0 {
+		end := min(len(old)+1+len(formatMarks[oldMark]), l.pathLen)
+		n := copy(path, h.Backing+"\x00"+formatMarks[h.BackingFormat])
+		clear(path[n:max(n, end)])
+	}
+	rec := path[l.pathLen-16:]
 	if h.HasBackingSize {
 		copy(rec, sizeRecordMagic)
 		binary.BigEndian.PutUint64(rec[8:], uint64(h.BackingSize))
 	} else if string(rec[:8]) == sizeRecordMagic {
 		clear(rec)
 	}
-	if old != h.Backing || b[l.pathOff] == 0 {
-		n := copy(path, h.Backing)
-		end := max(n+1, min(len(old)+1, l.pathLen))
-		if n < l.pathLen {
-			clear(path[n:end])
+}
+
+// formatMarks are what follows the path's NUL, by format.
+var formatMarks = [...]string{FormatUnknown: "", FormatRaw: "moovmRAW", FormatCOW: "moovmCOW"}
+
+// formatMark finds the mark behind a path of n bytes in its field.
+func formatMark(path []byte, n int) Format {
+	if n == 0 || n >= len(path) {
+		return FormatUnknown
+	}
+	for f := FormatRaw; int(f) < len(formatMarks); f++ {
+		if bytes.HasPrefix(path[n+1:], []byte(formatMarks[f])) {
+			return f
 		}
 	}
+	return FormatUnknown
 }
 
 // maxPath is the longest backing path the header can hold.
 func (h *Header) maxPath() int {
-	n := layouts[h.Variant].pathLen - 1
+	n := layouts[h.Variant].pathLen - 1 - len(formatMarks[h.BackingFormat])
 	if h.HasBackingSize {
 		n -= 16
 	}
@@ -198,6 +216,9 @@ func decode(b []byte, v Variant, little bool) (Header, bool) {
 	}
 	path := b[l.pathOff : l.pathOff+l.pathLen]
 	h.Backing = cString(path)
+	if !standalone(h.Backing) {
+		h.BackingFormat = formatMark(path, len(h.Backing))
+	}
 	if rec := path[l.pathLen-16:]; string(rec[:8]) == sizeRecordMagic && len(h.Backing) < l.pathLen-16 {
 		if n := binary.BigEndian.Uint64(rec[8:]); n <= maxDiskSize {
 			h.BackingSize, h.HasBackingSize = int64(n), true

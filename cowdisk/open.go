@@ -24,8 +24,13 @@ type Options struct {
 	// AllowDamage opens an image that lost its end (ErrDamaged), and lets tools work with one in which Check finds damage. What is missing
 	// reads as zeros, as it does with ReadOnly and NoLock.
 	AllowDamage bool
+	// Format of the image, for OpenAny and the tools that take raw disks too. FormatUnknown is looked up in the file's first bytes, which
+	// a guest may have written: what begins like a COW image on a backing file is then refused (ErrFormat).
+	Format Format
 	// Backing is used in place of the path in the image's header. It is trusted: BackingRoots do not restrict it.
 	Backing string
+	// BackingFormat of the image's backing file is used in place of what the header says.
+	BackingFormat Format
 	// BackingRoots are folders below which the paths in headers may lead, besides the folder of the image that names them.
 	BackingRoots []string
 	// BitmapMemory bounds the memory for bitmap pages, in bytes a layer; 0 = 64 MiB.
@@ -54,34 +59,31 @@ func (o *Options) mode(top bool) OpenMode {
 // backing files against writers.
 //
 // Errors (errors.Is): ErrNotCOW, ErrVersion, ErrTruncated, ErrHeader, ErrSize, ErrAmbiguous, ErrVariant, ErrIsDirectory, ErrLocked,
-// ErrReadOnly, ErrBackingMissing, ErrBackingOutside, ErrStaleBacking, ErrBackingLoop, ErrChainTooLong, ErrDamaged and those of the file system.
+// ErrReadOnly, ErrFormat, ErrForeign, ErrBackingMissing, ErrBackingOutside, ErrStaleBacking, ErrBackingLoop, ErrChainTooLong, ErrDamaged and
+// those of the file system.
 func Open(path string, o Options) (*Disk, error) {
-	return openDisk(path, o, false)
+	return openDisk(path, o, FormatCOW)
 }
 
 // OpenRaw opens a plain file or block device as a disk without a header.
 func OpenRaw(path string, o Options) (*Disk, error) {
-	return openDisk(path, o, true)
+	return openDisk(path, o, FormatRaw)
 }
 
-// OpenAny opens a COW image as one, and anything else as a raw disk. Do not use it on a raw disk that somebody untrusted wrote: what he
-// put into its first bytes would be obeyed.
+// OpenAny opens what Options.Format says; without it, a file that begins like a COW image as one if it has no backing file, and any other
+// as a raw disk. Errors also: ErrFormat, ErrForeign.
 func OpenAny(path string, o Options) (*Disk, error) {
-	d, err := openDisk(path, o, false)
-	if errors.Is(err, ErrNotCOW) {
-		return openDisk(path, o, true)
-	}
-	return d, err
+	return openDisk(path, o, o.Format)
 }
 
-func openDisk(path string, o Options, raw bool) (_ *Disk, err error) {
+func openDisk(path string, o Options, format Format) (_ *Disk, err error) {
 	op := opener{o: o}
 	defer func() {
 		if err != nil {
 			closeLayers(op.layers)
 		}
 	}()
-	if err := op.open(path, raw); err != nil {
+	if err := op.open(path, format); err != nil {
 		return nil, err
 	}
 	if !o.AllowDamage && !(o.ReadOnly && o.NoLock) {
@@ -124,7 +126,7 @@ type opener struct {
 }
 
 // open opens the image at path as the top of the chain.
-func (op *opener) open(path string, raw bool) error {
+func (op *opener) open(path string, format Format) error {
 	real, err := op.o.fs().Resolve(path)
 	if err != nil {
 		return err
@@ -133,11 +135,12 @@ func (op *opener) open(path string, raw bool) error {
 	if err != nil {
 		return renamed(err, real, path)
 	}
-	return op.add(path, real, f, raw, !raw)
+	return op.add(path, real, f, format, true)
 }
 
-// add makes f, which it owns from here on, the next layer, and goes on to its backing file.
-func (op *opener) add(path, real string, f File, raw, mustCOW bool) error {
+// add makes f, which it owns from here on, the next layer, and goes on to its backing file. A file of unknown format is looked at. If the
+// user named it, it may be an image, but one that names no other file; if a header did, it may be no image at all.
+func (op *opener) add(path, real string, f File, format Format, named bool) error {
 	l := &layer{path: path, real: real, file: f}
 	op.layers = append(op.layers, l)
 	st, err := f.Stat()
@@ -145,14 +148,16 @@ func (op *opener) add(path, real string, f File, raw, mustCOW bool) error {
 		return err
 	}
 	l.id, l.seen = st.ID, st
-	if !raw && !mustCOW {
-		var b [4]byte
-		if err := readFull(f, b[:], 0); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+	probed := format == FormatUnknown
+	if probed {
+		if format, err = detect(f, path, st.Size); err != nil {
+			return err
 		}
-		raw = !isCOW(b[:])
+		if format == FormatCOW && !named {
+			return unmarkedError(op.layers[len(op.layers)-2].path, path)
+		}
 	}
-	if raw {
+	if format == FormatRaw {
 		l.size = st.Size
 		if len(op.layers) == 1 {
 			l.size = roundUp(st.Size, sectorSize) // the tail is not lost; a write to it makes the file longer
@@ -162,6 +167,9 @@ func (op *opener) add(path, real string, f File, raw, mustCOW bool) error {
 	h, b, err := op.probe(l, st.Size)
 	if err != nil {
 		return err
+	}
+	if probed && !standalone(h.Backing) {
+		return chainError(path, h.Backing)
 	}
 	if layouts[h.Variant].readOnly && len(op.layers) == 1 && !op.o.ReadOnly {
 		return &Error{Path: path, Field: "layout", Kind: ErrVariant, Detail: h.Variant.String() + " is read-only", Remedy: "open it read-only, or flatten it to a v2 or v3 image"}
@@ -210,7 +218,14 @@ func (op *opener) addBacking(l *layer) error {
 		return err
 	}
 	n := len(op.layers)
-	if err := op.add(path, real, f, false, false); err != nil {
+	format, named := l.hdr.BackingFormat, false
+	if top && op.o.Backing != "" {
+		named = true
+	}
+	if top && op.o.BackingFormat != FormatUnknown {
+		format = op.o.BackingFormat
+	}
+	if err := op.add(path, real, f, format, named); err != nil {
 		return err
 	}
 	if op.o.AllowStaleBacking {

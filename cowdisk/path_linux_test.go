@@ -104,10 +104,10 @@ func TestToolsTakeTheKernelsPath(t *testing.T) {
 	if r, err := Check(t.Context(), "../o.cow", false, ToolOptions{}); err != nil || r.AllocatedSectors == 0 {
 		t.Error("check:", r, err)
 	}
-	if c, err := Compare(t.Context(), "../o.cow", dir+"/here/../base.img", ToolOptions{}); err != nil || c.SizeA != size || c.SizeB != size {
+	if c, err := Compare(t.Context(), "../o.cow", dir+"/here/../base.img", ToolOptions{Options: Options{Format: FormatCOW}}); err != nil || c.SizeA != size || c.SizeB != size {
 		t.Error("compare:", c, err)
 	}
-	if err := Flatten(t.Context(), "../o.cow", "../flat.img", VariantUnknown, ToolOptions{}); err != nil {
+	if err := Flatten(t.Context(), "../o.cow", "../flat.img", VariantUnknown, ToolOptions{Options: Options{Format: FormatCOW}}); err != nil {
 		t.Error(err)
 	}
 	if st, err := os.Stat(dir + "/real/flat.img"); err != nil || st.Size() != size {

@@ -84,6 +84,9 @@ func candidates(r io.ReaderAt, size int64, path string) ([]Header, []byte, error
 	}
 	b = b[:n]
 	if !isCOW(b) {
+		if err := knownForeign(b, path); err != nil {
+			return nil, nil, err
+		}
 		return nil, nil, &Error{Path: path, Kind: ErrNotCOW, Detail: "no MOOO magic at its start", Remedy: "if it is a raw disk, open it as one or make an overlay on it with create -b"}
 	}
 	little := binary.LittleEndian.Uint32(b) == magic

@@ -4,7 +4,8 @@ import "context"
 
 // Rebase makes backing the backing file of the image at path ("" = none). The contents of the disk stay what they are: where the new
 // backing file differs from the old one, the old contents are copied into the image first. A crash on the way leaves an image with the
-// same contents; running Rebase again completes it. backing is trusted; a relative path starts at the image's folder.
+// same contents; running Rebase again completes it. backing is trusted; a relative path starts at the image's folder. o.OtherFormat is
+// what it is, as in [CreateOptions].BackingFormat.
 func Rebase(ctx context.Context, path, backing string, o ToolOptions) error {
 	o.ReadOnly = false
 	d, err := Open(path, o.Options)
@@ -16,7 +17,7 @@ func Rebase(ctx context.Context, path, backing string, o ToolOptions) error {
 		return err
 	}
 	top := d.chain.layers[0]
-	h, base, err := rebasedHeader(top, backing, o.fs(), false)
+	h, base, err := rebasedHeader(top, backing, o.OtherFormat, o.Options, false)
 	defer base.close()
 	if err != nil {
 		return err
@@ -26,7 +27,7 @@ func Rebase(ctx context.Context, path, backing string, o ToolOptions) error {
 		op := opener{o: o.Options}
 		op.o.ReadOnly, op.o.Backing = true, ""
 		defer func() { closeLayers(op.layers) }()
-		if err := op.openBase(backingPath(top.real, h.Backing), top); err != nil {
+		if err := op.openBase(backingPath(top.real, h.Backing), h.BackingFormat, top); err != nil {
 			return err
 		}
 		if err := sound(ctx, op.layers, &o); err != nil {
@@ -86,8 +87,8 @@ func (d *Disk) keepOld(old, below *chain, off, n int64, p *progress) error {
 	return nil
 }
 
-// openBase opens a backing file that the caller named, raw or COW, for the image top.
-func (op *opener) openBase(path string, top *layer) error {
+// openBase opens a backing file that the caller named for the image top.
+func (op *opener) openBase(path string, format Format, top *layer) error {
 	real, err := op.o.fs().Resolve(path)
 	if err != nil {
 		return err
@@ -99,7 +100,7 @@ func (op *opener) openBase(path string, top *layer) error {
 	if err != nil {
 		return renamed(err, real, path)
 	}
-	if err := op.add(path, real, f, false, false); err != nil {
+	if err := op.add(path, real, f, format, true); err != nil {
 		return err
 	}
 	for _, l := range op.layers {
@@ -116,10 +117,10 @@ func RebaseHeader(path, backing string, o ToolOptions) error {
 	o.ReadOnly = false
 	op := opener{o: o.Options, topOnly: true}
 	defer func() { closeLayers(op.layers) }()
-	if err := op.open(path, false); err != nil {
+	if err := op.open(path, FormatCOW); err != nil {
 		return err
 	}
-	h, base, err := rebasedHeader(op.layers[0], backing, o.fs(), o.AllowMissingBacking)
+	h, base, err := rebasedHeader(op.layers[0], backing, o.OtherFormat, o.Options, o.AllowMissingBacking)
 	defer base.close()
 	if err != nil {
 		return err
@@ -128,10 +129,10 @@ func RebaseHeader(path, backing string, o ToolOptions) error {
 }
 
 // rebasedHeader is l's header with another backing file, which stays locked until base is closed.
-func rebasedHeader(l *layer, backing string, fsys FS, missing bool) (h Header, base backingInfo, err error) {
+func rebasedHeader(l *layer, backing string, format Format, o Options, missing bool) (h Header, base backingInfo, err error) {
 	h = l.hdr
 	if backing != "" {
-		base, err = inspectBacking(fsys, l.path, l.real, backing)
+		base, err = inspectBacking(o, l, backing, format)
 		if err != nil && !(missing && isMissing(err)) {
 			return h, base, err
 		}

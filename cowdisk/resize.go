@@ -53,12 +53,7 @@ func (d *Disk) resizedHeader(size int64) (Header, error) {
 	if h.MTime == 0 || len(d.chain.layers) < 2 {
 		return h, nil
 	}
-	base := d.chain.layers[1]
-	i := backingInfo{size: base.size, mtime: h.MTime}
-	if base.bm != nil {
-		i.size = base.hdr.Size
-	}
-	return h, h.setBacking(d.path, old.real, h.Backing, i)
+	return h, h.setBacking(d.path, old.real, h.Backing, d.chain.layers[1].asBacking(h.MTime))
 }
 
 // resized writes the image anew with header h and puts it in the place of the old one. Nobody can have come in between: the new file is

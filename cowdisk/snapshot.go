@@ -37,11 +37,7 @@ func (d *Disk) Snapshot(path string) error {
 		h.Variant, h.Size, h.Alignment = UMLV3, old.hdr.Size, defaultAlign
 	}
 	// The backing file is locked by this disk, so what we know of it is used rather than opening it again.
-	base := backingInfo{size: old.size, mtime: st.mtime32()}
-	if old.bm != nil {
-		base.size = old.hdr.Size
-	}
-	if err := h.setBacking(path, real, backing, base); err != nil {
+	if err := h.setBacking(path, real, backing, old.asBacking(st.mtime32())); err != nil {
 		return err
 	}
 	f, err := d.fs.Create(real)

@@ -11,6 +11,8 @@ type ToolOptions struct {
 	Options
 	// Progress, if not nil, is called now and then with bytes done and to do.
 	Progress func(done, total int64)
+	// OtherFormat is the Format of the second file a tool takes: Compare's other disk, the new backing file of Rebase and RebaseHeader.
+	OtherFormat Format
 }
 
 // progress counts bytes and looks at the context.

@@ -12,7 +12,10 @@ import (
 // read returns what the image holds.
 func readAll(path string, o Options) ([]byte, error) {
 	o.ReadOnly = true
-	d, err := OpenAny(path, o)
+	d, err := Open(path, o)
+	if errors.Is(err, ErrNotCOW) {
+		d, err = OpenRaw(path, o)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +34,9 @@ type crashTool struct {
 }
 
 func crashTools() []crashTool {
-	opts := func(fs *memFS) ToolOptions { return ToolOptions{Options: Options{FS: fs, BitmapMemory: 1}} }
+	opts := func(fs *memFS) ToolOptions {
+		return ToolOptions{Options: Options{FS: fs, BitmapMemory: 1, Format: FormatCOW}}
+	}
 	ctx := context.Background()
 	return []crashTool{
 		{"commit", func(fs *memFS) error { return Commit(ctx, "/d/img", opts(fs)) }, "/d/img", crashDisk},
@@ -62,11 +67,11 @@ func TestToolsCutOff(t *testing.T) {
 		want := bytes.Clone(c.m.now)
 		c.fs.put("/d/other", randomBytes([]int{crashDisk, 3000}[seed/2%2], seed+7), 80)
 		if c.r.IntN(2) == 0 { // with a time that makes a changed base stale
-			backing := "base"
+			backing, format := "base", FormatRaw
 			if c.fs.nodes["/d/mid"] != nil {
-				backing = "mid"
+				backing, format = "mid", FormatCOW
 			}
-			if err := RebaseHeader("/d/img", backing, ToolOptions{Options: Options{FS: c.fs}}); err != nil {
+			if err := RebaseHeader("/d/img", backing, ToolOptions{Options: Options{FS: c.fs}, OtherFormat: format}); err != nil {
 				return 0, err
 			}
 		}
@@ -171,7 +176,7 @@ func TestCheckFindsAndRepairs(t *testing.T) {
 			f := fixture{variant: QEMUV2, backing: "/d/base", size: 19 * 512, mtime: 50}
 			over := randomBytes(19*512, 2)
 			m.put("/d/img", c.damage(f.image(over, func(s int) bool { return s < 16 })), 1)
-			o := ToolOptions{Options: Options{FS: m}}
+			o := ToolOptions{Options: Options{FS: m, Format: FormatCOW}}
 			r, err := Check(t.Context(), "/d/img", false, o)
 			if err != nil {
 				t.Fatal(err)
@@ -206,7 +211,7 @@ func TestCheckFindsAndRepairs(t *testing.T) {
 func TestCommitRefusesHeader(t *testing.T) {
 	m := newMemFS()
 	m.put("/d/base", make([]byte, 8192), 50)
-	o := ToolOptions{Options: Options{FS: m}}
+	o := ToolOptions{Options: Options{FS: m, Format: FormatCOW}}
 	if err := Create("/d/img", CreateOptions{Backing: "base", FS: m}); err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +232,7 @@ func TestCommitRefusesHeader(t *testing.T) {
 func TestToolsCancel(t *testing.T) {
 	m := newMemFS()
 	m.put("/d/base", randomBytes(1<<20, 1), 50)
-	o := ToolOptions{Options: Options{FS: m}}
+	o := ToolOptions{Options: Options{FS: m, Format: FormatCOW}}
 	if err := Create("/d/img", CreateOptions{Backing: "base", FS: m}); err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func TestCommitIntoShorterImage(t *testing.T) { // the base is an image, and gro
 	_, want := baseFile(t, dir, 40960)
 	mid, top := filepath.Join(dir, "mid"), filepath.Join(dir, "top")
 	mustCreate(t, mid, CreateOptions{Backing: "base.img", Size: 8192})
-	mustCreate(t, top, CreateOptions{Backing: "mid", Size: 40960})
+	mustCreate(t, top, CreateOptions{Backing: "mid", BackingFormat: FormatCOW, Size: 40960})
 	clear(want[8192:])
 	d := mustOpen(t, top, Options{})
 	copy(want[30000:], "here")
@@ -146,10 +146,10 @@ func TestFlattenCompare(t *testing.T) {
 	d.Close()
 	for name, v := range map[string]Variant{"raw": VariantUnknown, "v2": QEMUV2, "v3": UMLV3} {
 		out := filepath.Join(dir, name)
-		if err := Flatten(t.Context(), img, out, v, ToolOptions{}); err != nil {
+		if err := Flatten(t.Context(), img, out, v, ToolOptions{Options: Options{Format: FormatCOW}}); err != nil {
 			t.Fatal(err)
 		}
-		if err := Flatten(t.Context(), img, out, v, ToolOptions{}); !errors.Is(err, ErrExists) {
+		if err := Flatten(t.Context(), img, out, v, ToolOptions{Options: Options{Format: FormatCOW}}); !errors.Is(err, ErrExists) {
 			t.Errorf("%v", err)
 		}
 		b, err := readAll(out, Options{})
@@ -157,7 +157,7 @@ func TestFlattenCompare(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantSame(t, name, b, want)
-		if c, err := Compare(t.Context(), img, out, ToolOptions{}); err != nil || !c.Equal || c.SizeA != 3<<20 {
+		if c, err := Compare(t.Context(), img, out, ToolOptions{Options: Options{Format: FormatCOW}}); err != nil || !c.Equal || c.SizeA != 3<<20 {
 			t.Errorf("%+v %v", c, err)
 		}
 		d, err := OpenAny(out, Options{})
@@ -174,13 +174,13 @@ func TestFlattenCompare(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.Close()
-		if c, err := Compare(t.Context(), img, out, ToolOptions{}); err != nil || c.Equal || c.Offset != 700001 {
+		if c, err := Compare(t.Context(), img, out, ToolOptions{Options: Options{Format: FormatCOW}}); err != nil || c.Equal || c.Offset != 700001 {
 			t.Errorf("%+v %v", c, err)
 		}
 	}
 	short := filepath.Join(dir, "short")
 	writeFile(t, short, want[:2<<20+512])
-	if c, err := Compare(t.Context(), short, img, ToolOptions{}); err != nil || !c.Equal || c.SizeA == c.SizeB {
+	if c, err := Compare(t.Context(), short, img, ToolOptions{OtherFormat: FormatCOW}); err != nil || !c.Equal || c.SizeA == c.SizeB {
 		t.Errorf("a longer one with zeros: %+v %v", c, err)
 	}
 }
