@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Format says how the bytes of a file are meant.
@@ -36,6 +37,19 @@ func ParseFormat(s string) (Format, error) {
 		return FormatCOW, nil
 	}
 	return FormatUnknown, fmt.Errorf("%w: format=%s; use format=raw or format=cow", ErrFormat, s)
+}
+
+// SplitFormat takes FILE[,format=raw|cow] apart, as command lines have it. Without it, a name that ends in .cow is the user's word that
+// the file is an image: no guest can name a file.
+func SplitFormat(arg string) (path string, f Format, err error) {
+	if i := strings.LastIndex(arg, ",format="); i >= 0 {
+		f, err = ParseFormat(arg[i+len(",format="):])
+		return arg[:i], f, err
+	}
+	if strings.HasSuffix(arg, ".cow") {
+		return arg, FormatCOW, nil
+	}
+	return arg, FormatUnknown, nil
 }
 
 var (

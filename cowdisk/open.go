@@ -65,6 +65,21 @@ func Open(path string, o Options) (*Disk, error) {
 	return openDisk(path, o, FormatCOW)
 }
 
+// Inspect opens a COW image to look at it, read-only and without a lock, and its chain as far as it can be opened. What keeps the rest from
+// being opened, or makes it the wrong one, is trouble, an error as Open gives it; nil = nothing does. What lies in files that could not be
+// opened reads as zeros. err: the image itself cannot be read.
+func Inspect(path string, o Options) (d *Disk, trouble, err error) {
+	o.ReadOnly, o.NoLock = true, true
+	op := opener{o: o, lenient: true}
+	if err := op.open(path, FormatCOW); err != nil {
+		closeLayers(op.layers)
+		return nil, nil, err
+	}
+	d = newDisk(path, op.layers, true)
+	d.fs, d.memory = o.fs(), o.BitmapMemory
+	return d, op.trouble, nil
+}
+
 // OpenRaw opens a plain file or block device as a disk without a header.
 func OpenRaw(path string, o Options) (*Disk, error) {
 	return openDisk(path, o, FormatRaw)
@@ -123,6 +138,8 @@ type opener struct {
 	layers    []*layer
 	topOnly   bool // leave the backing file alone
 	writeBase bool // the layer below the top is opened for writing, too (commit)
+	lenient   bool // what is wrong below the top, or with its length, becomes trouble
+	trouble   error
 }
 
 // open opens the image at path as the top of the chain.
@@ -141,8 +158,32 @@ func (op *opener) open(path string, format Format) error {
 // add makes f, which it owns from here on, the next layer, and goes on to its backing file. A file of unknown format is looked at. If the
 // user named it, it may be an image, but one that names no other file; if a header did, it may be no image at all.
 func (op *opener) add(path, real string, f File, format Format, named bool) error {
+	n := len(op.layers)
 	l := &layer{path: path, real: real, file: f}
 	op.layers = append(op.layers, l)
+	if err := op.makeLayer(l, format, named); err != nil {
+		if op.lenient && n > 0 {
+			closeLayers(op.layers[n:])
+			op.layers = op.layers[:n]
+		}
+		return err
+	}
+	if l.bm == nil {
+		return nil
+	}
+	err := op.addBacking(l)
+	if op.lenient && err != nil {
+		if op.trouble == nil {
+			op.trouble = err
+		}
+		return nil
+	}
+	return err
+}
+
+// makeLayer finds out what is in the file of l, the last layer.
+func (op *opener) makeLayer(l *layer, format Format, named bool) error {
+	path, f := l.path, l.file
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -174,10 +215,13 @@ func (op *opener) add(path, real string, f File, format Format, named bool) erro
 	if layouts[h.Variant].readOnly && len(op.layers) == 1 && !op.o.ReadOnly {
 		return &Error{Path: path, Field: "layout", Kind: ErrVariant, Detail: h.Variant.String() + " is read-only", Remedy: "open it read-only, or flatten it to a v2 or v3 image"}
 	}
-	if err := l.image(h, b, st.Size, op.o.BitmapMemory); err != nil {
-		return err
+	err = l.image(h, b, st.Size, op.o.BitmapMemory)
+	if op.lenient && len(op.layers) == 1 && errors.Is(err, ErrTruncated) {
+		op.trouble = err
+		l.bm = newBitmap(l.file, l.path, &l.hdr, op.o.BitmapMemory) // what is missing reads as zeros
+		return nil
 	}
-	return op.addBacking(l)
+	return err
 }
 
 // standalone reports whether a header names no backing file.

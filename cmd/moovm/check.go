@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -18,9 +19,10 @@ func newCheckCommand(g *globals) *cobra.Command {
 	var (
 		images         imageFlags
 		repair, asJSON bool
+		inUse          bool
 	)
 	cmd := &cobra.Command{
-		Use:   "check [--repair] [--json] IMAGE",
+		Use:   "check [--repair|--in-use] [--json] IMAGE",
 		Short: "Look for damage in an image, and repair what loses no data",
 		Long: `Looks at the header, the bitmap and the data of an image and at its backing
 file, and says what is wrong.
@@ -30,9 +32,14 @@ image could not be looked at.`,
 		Example: "  moovm check root.cow\n  moovm check --repair root.cow",
 		Args:    wantArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if repair && inUse {
+				return usageError(errors.New("moovm check: an image in use cannot be repaired; leave --in-use or --repair out"))
+			}
 			var r *cowdisk.CheckResult
 			err := job(cmd.Context(), g, "checking", "run the same command again", func(report func(done, total int64)) (err error) {
-				r, err = cowdisk.Check(cmd.Context(), args[0], repair, images.tool(report))
+				o := images.tool(report)
+				o.NoLock = inUse
+				r, err = cowdisk.Check(cmd.Context(), args[0], repair, o)
 				return err
 			})
 			if err != nil {
@@ -69,6 +76,7 @@ image could not be looked at.`,
 	f := cmd.Flags()
 	f.BoolVar(&repair, "repair", false, "repair what can be repaired without losing data")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
+	registerInUse(f, &inUse)
 	images.register(f)
 	return cmd
 }

@@ -14,6 +14,8 @@ func newCreateCommand(g *globals) *cobra.Command {
 		o       cowdisk.CreateOptions
 		size    sizeFlag
 		variant string
+		base    string
+		images  imageFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "create [-b BASE] [-f v2|v3] [-s SIZE] IMAGE",
@@ -21,6 +23,12 @@ func newCreateCommand(g *globals) *cobra.Command {
 		Long: `Makes a new copy-on-write image. With -b it shows BASE's contents until they are
 written over; without, it is a disk of zeros and needs -s. The image is sparse:
 a new one is as large as its header and bitmap. BASE must not change any more.
+A relative BASE starts at IMAGE's folder, as it will when the image is used.
+
+The image remembers whether BASE is raw or COW. A name that ends in .cow is COW;
+otherwise ,format=raw or ,format=cow says it. Without either, BASE's first bytes
+are looked at, which a guest may have written: what begins like a COW image that
+has a backing file itself is refused.
 
 Where the data begins in the file depends on the layout. In v3 it is at a multiple
 of 4096, the page size. In v2 it is at a multiple of 512, of 4096 only for sizes
@@ -32,7 +40,7 @@ others the host's page cache makes first writes of 4 KiB about a third slower.`,
   moovm create -b base.img -f v3 uml.cow`,
 		Args: wantArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.Backing == "" && !cmd.Flags().Changed("size") {
+			if base == "" && !cmd.Flags().Changed("size") {
 				return usageError(fmt.Errorf("moovm create: a disk without a base needs a size; add -s SIZE or -b BASE"))
 			}
 			if cmd.Flags().Changed("size") && size == 0 {
@@ -42,26 +50,32 @@ others the host's page cache makes first writes of 4 KiB about a third slower.`,
 			if err != nil {
 				return usageError(err)
 			}
-			o.Variant, o.Size, o.Log = v, int64(size), g.logger()
-			if err := cowdisk.Create(args[0], o); err != nil {
+			if o.Backing, o.BackingFormat, err = cowdisk.SplitFormat(base); err != nil {
+				return usageError(fmt.Errorf("moovm create: %w", err))
+			}
+			opts := images.options()
+			o.Variant, o.Size, o.Log, o.BackingRoots = v, int64(size), g.logger(), opts.BackingRoots
+			o.AllowStaleBacking, o.AllowMissingBacking = opts.AllowStaleBacking, opts.AllowMissingBacking
+			if _, err := advise(nil, cowdisk.Create(args[0], o)); err != nil || g.quiet {
 				return err
 			}
-			if !g.quiet {
-				d, err := cowdisk.Open(args[0], cowdisk.Options{ReadOnly: true, NoLock: true, Backing: o.Backing, AllowMissingBacking: o.AllowMissingBacking})
-				if err != nil {
-					return err
-				}
-				defer d.Close()
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s: a disk of %s (%d bytes), layout %v\n",
-					args[0], humanize.IBytes(uint64(d.Size())), d.Size(), v)
+			d, trouble, err := images.inspect(args[0])
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			out := cmd.ErrOrStderr()
+			fmt.Fprintf(out, "%s: a disk of %s (%d bytes), layout %v\n", args[0], humanize.IBytes(uint64(d.Size())), d.Size(), v)
+			if trouble != nil {
+				fmt.Fprintf(out, "moovm: warning: other commands will not open it: %s\n", trouble.Detail)
 			}
 			return nil
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&o.Backing, "base", "b", "", "backing `FILE`: raw disk image, block device or another overlay")
+	f.StringVarP(&base, "base", "b", "", "backing `FILE[,format=raw|cow]`: raw disk image, block device or another overlay")
 	f.VarP(&size, "size", "s", "size of the disk (default: the base's)")
 	f.StringVarP(&variant, "format", "f", "v2", "layout: v2 (QEMU, x86-64) or v3 (User Mode Linux)")
-	f.BoolVar(&o.AllowMissingBacking, "allow-missing-backing", false, "make the image although its base does not exist")
+	images.register(f)
 	return cmd
 }

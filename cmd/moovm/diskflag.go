@@ -78,7 +78,7 @@ func (d diskFlag) open(o cowdisk.Options) (*cowdisk.Disk, error) {
 		return cowdisk.OpenRaw(d.path, o)
 	}
 	disk, err := advise(cowdisk.Open(d.path, o))
-	if d.format == "" && errors.Is(err, cowdisk.ErrNotCOW) {
+	if d.format == "" && errors.Is(err, cowdisk.ErrNotCOW) && !errors.Is(err, cowdisk.ErrForeign) {
 		return nil, fmt.Errorf("%w; if it is a raw disk image, say so: %s,format=raw", err, strings.ReplaceAll(d.path, ",", ",,"))
 	}
 	return disk, err
@@ -93,12 +93,17 @@ func openEphemeral(base string, o cowdisk.Options) (*cowdisk.Disk, error) {
 	}
 	defer os.RemoveAll(dir)
 	path := dir + "/overlay.cow"
+	base, format, err := cowdisk.SplitFormat(base)
+	if err != nil {
+		return nil, fmt.Errorf("--base: %w", err)
+	}
 	if base, err = absPath(base); err != nil {
 		return nil, err
 	}
-	if err := cowdisk.Create(path, cowdisk.CreateOptions{Backing: base}); err != nil {
+	co := cowdisk.CreateOptions{Backing: base, BackingFormat: format, BackingRoots: o.BackingRoots, AllowStaleBacking: o.AllowStaleBacking}
+	if _, err := advise(nil, cowdisk.Create(path, co)); err != nil {
 		return nil, err
 	}
 	o.Backing, o.Log = base, nil // nobody can change the base under it: it is locked
-	return cowdisk.Open(path, o)
+	return advise(cowdisk.Open(path, o))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 
@@ -112,6 +113,7 @@ func examine(ctx context.Context) (*diagnosis, error) {
 		d.Findings = append(d.Findings, f)
 	}
 
+	d.Findings = append(d.Findings, rootsFinding())
 	switch {
 	case probe.Usable:
 		d.Accel, d.Reason = "kvm", "KVM runs real guest code."
@@ -121,6 +123,20 @@ func examine(ctx context.Context) (*diagnosis, error) {
 		d.Accel, d.Reason = "none", "KVM here is not enough ("+lowerFirst(probe.Reason)+"), and the sandbox lacks something; see above."
 	}
 	return d, nil
+}
+
+// rootsFinding lists the folders that the user trusts for backing files.
+func rootsFinding() finding {
+	f := finding{Name: "backing roots", OK: true, Found: "none: backing files must lie in the folder of their image, or below"}
+	if roots := host.BackingRoots(); len(roots) > 0 {
+		f.Found = strings.Join(roots, ", ")
+		for _, r := range roots {
+			if st, err := os.Stat(r); err != nil || !st.IsDir() {
+				f.OK, f.Advice = false, r+" is no folder: take it out of $"+host.BackingRootsEnv+" or "+host.BackingRootsFile()
+			}
+		}
+	}
+	return f
 }
 
 func kernelFinding() finding {

@@ -19,21 +19,28 @@ func newInfoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "info [--chain] [--json] IMAGE",
 		Short: "Show an image's header, sizes, allocation and backing chain",
+		Long: `Shows what the header says, and what is known of the backing files. What keeps
+the image from being used (its base is missing, stale, outside the allowed
+folders, unreadable, truncated; a loop; too many layers) is told on a warning:
+line, and in JSON in problem, with kind and path. The exit status is 0.`,
 		Example: `  moovm info root.cow
   moovm info --chain --json root.cow | jq '.[].filename'`,
 		Args: wantArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			d, err := images.openToRead(args[0])
+			d, trouble, err := images.inspect(args[0])
 			if err != nil {
 				return err
 			}
 			defer d.Close()
-			infos := []cowdisk.Info{d.Info()}
+			infos := []diskInfo{{Info: d.Info()}}
 			if chain {
 				infos = nil
 				for _, l := range d.Layers() {
-					infos = append(infos, l.Info())
+					infos = append(infos, diskInfo{Info: l.Info()})
 				}
+			}
+			if n := len(infos) - 1; trouble != nil {
+				infos[n].Problem = trouble
 			}
 			out := cmd.OutOrStdout()
 			switch {
@@ -46,7 +53,10 @@ func newInfoCommand() *cobra.Command {
 				if i > 0 {
 					fmt.Fprintln(out)
 				}
-				printInfo(out, info)
+				printInfo(out, info.Info)
+				if info.Problem != nil {
+					fmt.Fprintf(out, "%-18s %s\n", "warning:", info.Problem.Detail)
+				}
 			}
 			return nil
 		},
@@ -56,6 +66,12 @@ func newInfoCommand() *cobra.Command {
 	f.BoolVar(&chain, "chain", false, "show every layer, the image first")
 	images.register(f)
 	return cmd
+}
+
+// diskInfo is what info prints of a layer; the problem is told with the last one.
+type diskInfo struct {
+	cowdisk.Info
+	Problem *problem `json:"problem,omitempty"`
 }
 
 func printInfo(w io.Writer, i cowdisk.Info) {

@@ -40,7 +40,7 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.initrd, "initrd", "", "initrd `FILE` instead of moovm's own init")
 	f.StringVar(&m.append, "append", "", "added to the kernel's command line: `\"ARG…\"`")
 	f.StringArrayVar(&m.disks, "disk", nil, "`FILE[,ro][,serial=NAME][,format=raw|cow]` (repeatable); the first is /dev/vda, after --base /dev/vdb; a comma in FILE is written twice")
-	f.StringVar(&m.base, "base", "", "an ephemeral overlay on `FILE` as /dev/vda, gone when the machine stops")
+	f.StringVar(&m.base, "base", "", "an ephemeral overlay on `FILE[,format=raw|cow]` as /dev/vda, gone when the machine stops")
 	f.StringArrayVar(&m.shares, "share", nil, "`TAG=DIR[,rw]`: a folder of this machine, at /mnt/TAG in the guest (repeatable); read-only unless rw; a comma in DIR is written twice")
 	f.Var(&m.memory, "memory", "the guest's memory")
 	f.IntVar(&m.cpus, "cpus", 1, "the guest's processors")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/moovm/moovm/cowdisk"
 )
@@ -42,6 +43,17 @@ again: the overlay's contents are the same at every moment.`,
 	return cmd
 }
 
+// formatHelp explains how disks of either kind are named.
+const formatHelp = `A name that ends in .cow is a COW image; otherwise ,format=raw or ,format=cow
+behind the name says what the file is. Without either its first bytes are looked
+at, which a guest may have written: what begins like a COW image that has a
+backing file is refused.`
+
+// registerInUse adds the flag that reads an image without a lock.
+func registerInUse(f *pflag.FlagSet, inUse *bool) {
+	f.BoolVar(inUse, "in-use", false, "read the image although another program writes to it; what is found may be out of date or torn")
+}
+
 func newRebaseCommand(g *globals) *cobra.Command {
 	var (
 		images     imageFlags
@@ -61,17 +73,25 @@ and is known to be right. An empty BASE means none.`,
 			if !cmd.Flags().Changed("base") {
 				return usageError(errors.New("moovm rebase: -b BASE is missing"))
 			}
+			file, format, err := cowdisk.SplitFormat(base)
+			if err != nil {
+				return usageError(fmt.Errorf("moovm rebase: %w", err))
+			}
 			if headerOnly {
-				_, err := advise(nil, cowdisk.RebaseHeader(args[0], base, images.tool(nil)))
+				o := images.tool(nil)
+				o.OtherFormat = format
+				_, err := advise(nil, cowdisk.RebaseHeader(args[0], file, o))
 				return err
 			}
 			return job(cmd.Context(), g, "rebasing", "the image is as good as before; run the same command again to finish", func(report func(done, total int64)) error {
-				return cowdisk.Rebase(cmd.Context(), args[0], base, images.tool(report))
+				o := images.tool(report)
+				o.OtherFormat = format
+				return cowdisk.Rebase(cmd.Context(), args[0], file, o)
 			})
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&base, "base", "b", "", "the new backing `FILE`; a relative path starts at the image's folder")
+	f.StringVarP(&base, "base", "b", "", "the new backing `FILE[,format=raw|cow]`; a relative path starts at the image's folder")
 	f.BoolVarP(&headerOnly, "header-only", "u", false, "change the header only; the contents are then what BASE makes of them")
 	images.register(f)
 	return cmd
@@ -81,12 +101,15 @@ func newFlattenCommand(g *globals) *cobra.Command {
 	var (
 		images imageFlags
 		format string
+		inUse  bool
 	)
 	cmd := &cobra.Command{
-		Use:   "flatten [-f raw|v2|v3] IMAGE OUT",
+		Use:   "flatten [-f raw|v2|v3] [--in-use] IMAGE[,format=raw|cow] OUT",
 		Short: "Write the whole disk as a standalone image",
 		Long: `Writes the contents of the disk, overlay and backing files together, to the new
-file OUT: a sparse raw image, or with -f a COW image without a backing file.`,
+file OUT: a sparse raw image, or with -f a COW image without a backing file.
+
+` + formatHelp,
 		Example: "  moovm flatten root.cow root.img\n  qemu-img convert -f raw -O qcow2 root.img root.qcow2",
 		Args:    wantArgs("IMAGE", "OUT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -97,12 +120,19 @@ file OUT: a sparse raw image, or with -f a COW image without a backing file.`,
 					return usageError(err)
 				}
 			}
+			path, source, err := cowdisk.SplitFormat(args[0])
+			if err != nil {
+				return usageError(fmt.Errorf("moovm flatten: %w", err))
+			}
 			return job(cmd.Context(), g, "flattening", "nothing was left behind", func(report func(done, total int64)) error {
-				return cowdisk.Flatten(cmd.Context(), args[0], args[1], variant, images.tool(report))
+				o := images.tool(report)
+				o.Format, o.NoLock = source, inUse
+				return cowdisk.Flatten(cmd.Context(), path, args[1], variant, o)
 			})
 		},
 	}
 	f := cmd.Flags()
+	registerInUse(f, &inUse)
 	f.StringVarP(&format, "format", "f", "raw", "raw, v2 (QEMU) or v3 (User Mode Linux)")
 	images.register(f)
 	return cmd
@@ -144,21 +174,36 @@ disk does not change by itself: grow it afterwards (resize2fs), shrink it before
 }
 
 func newCompareCommand(g *globals) *cobra.Command {
-	var images imageFlags
+	var (
+		images imageFlags
+		inUse  bool
+	)
 	cmd := &cobra.Command{
-		Use:   "compare A B",
+		Use:   "compare [--in-use] A[,format=raw|cow] B[,format=raw|cow]",
 		Short: "Compare the contents of two disks",
 		Long: `Compares two disks, COW images with their backing files or raw images, and names
 the first difference. Where one is longer, its end must be zeros.
 
 Exit status: 0 same contents, 1 different, 2 wrong usage or an image that could
-not be read.`,
+not be read.
+
+` + formatHelp,
 		Example: "  moovm compare root.cow root.img",
 		Args:    wantArgs("A", "B"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var c cowdisk.Comparison
-			err := job(cmd.Context(), g, "comparing", "nothing was decided", func(report func(done, total int64)) (err error) {
-				c, err = cowdisk.Compare(cmd.Context(), args[0], args[1], images.tool(report))
+			a, formatA, err := cowdisk.SplitFormat(args[0])
+			if err != nil {
+				return usageError(fmt.Errorf("moovm compare: %w", err))
+			}
+			b, formatB, err := cowdisk.SplitFormat(args[1])
+			if err != nil {
+				return usageError(fmt.Errorf("moovm compare: %w", err))
+			}
+			err = job(cmd.Context(), g, "comparing", "nothing was decided", func(report func(done, total int64)) (err error) {
+				o := images.tool(report)
+				o.Format, o.OtherFormat, o.NoLock = formatA, formatB, inUse
+				c, err = cowdisk.Compare(cmd.Context(), a, b, o)
 				return err
 			})
 			if se := (*statusError)(nil); errors.As(err, &se) {
@@ -179,6 +224,7 @@ not be read.`,
 			return nil
 		},
 	}
+	registerInUse(cmd.Flags(), &inUse)
 	images.register(cmd.Flags())
 	return cmd
 }

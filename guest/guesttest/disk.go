@@ -152,7 +152,11 @@ func (d *Disk) faulty(b virtioblk.Backend) virtioblk.Backend {
 // create makes the disk's file, an overlay on base if that is not empty, and
 // opens it.
 func createDisk(path, base string, size int64) (*cowdisk.Disk, error) {
-	if err := cowdisk.Create(path, cowdisk.CreateOptions{Size: size, Backing: base}); err != nil {
+	base, format, err := cowdisk.SplitFormat(base)
+	if err != nil {
+		return nil, err
+	}
+	if err := cowdisk.Create(path, cowdisk.CreateOptions{Size: size, Backing: base, BackingFormat: format}); err != nil {
 		return nil, err
 	}
 	return cowdisk.Open(path, cowdisk.Options{Backing: base})

@@ -21,7 +21,7 @@ func (d *MachineDisk) Path() string { return d.d.path }
 // tool writes what the host still holds of the disk, so that others who open
 // the file see it. What the guest has not written yet is not there.
 func (d *MachineDisk) tool() (cowdisk.ToolOptions, error) {
-	o := cowdisk.Options{ReadOnly: true, NoLock: true}
+	o := cowdisk.Options{ReadOnly: true, NoLock: true, Format: cowdisk.FormatCOW}
 	if d.d.image != "" {
 		o.BackingRoots = []string{filepath.Dir(d.d.image)}
 	}

@@ -52,7 +52,7 @@ func chain(t testing.TB, top cowdisk.Variant) *cowdisk.Disk {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "top.cow")
-	if err := cowdisk.Create(path, cowdisk.CreateOptions{Backing: "mid.cow", Variant: top}); err != nil {
+	if err := cowdisk.Create(path, cowdisk.CreateOptions{Backing: "mid.cow", BackingFormat: cowdisk.FormatCOW, Variant: top}); err != nil {
 		t.Fatal(err)
 	}
 	d, err = cowdisk.Open(path, cowdisk.Options{})
