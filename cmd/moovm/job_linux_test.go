@@ -126,7 +126,7 @@ func TestJobCtrlC(t *testing.T) {
 			for units := 2000; ; units *= 2 { // until it takes long enough to be interrupted
 				dir := busyImage(t, units)
 				flat := filepath.Join(dir, "flat.img")
-				if err := cowdisk.Flatten(t.Context(), filepath.Join(dir, "over.cow"), flat, cowdisk.VariantUnknown, cowdisk.ToolOptions{}); err != nil {
+				if err := cowdisk.Flatten(t.Context(), filepath.Join(dir, "over.cow"), flat, cowdisk.VariantUnknown, cowdisk.ToolOptions{Options: cowdisk.Options{Format: cowdisk.FormatCOW}}); err != nil {
 					t.Fatal(err)
 				}
 				if err := os.WriteFile(filepath.Join(dir, "other.img"), bytes.Repeat([]byte{0xaa}, units*8192), 0o644); err != nil {
@@ -144,14 +144,14 @@ func TestJobCtrlC(t *testing.T) {
 				if after := names(t, dir); after != before {
 					t.Errorf("left behind: %s; before: %s", after, before)
 				}
-				r, err := cowdisk.Compare(t.Context(), filepath.Join(dir, "over.cow"), flat, cowdisk.ToolOptions{})
+				r, err := cowdisk.Compare(t.Context(), filepath.Join(dir, "over.cow"), flat, cowdisk.ToolOptions{Options: cowdisk.Options{Format: cowdisk.FormatCOW}})
 				if err != nil || !r.Equal || r.SizeA != r.SizeB {
 					t.Errorf("after Ctrl-C: %+v %v", r, err)
 				}
 				if screen, status := onTerminal(t, dir, false, c.args...); status != exitOK {
 					t.Errorf("again: status %d: %q", status, screen)
 				}
-				r, err = cowdisk.Compare(t.Context(), filepath.Join(dir, "over.cow"), flat, cowdisk.ToolOptions{})
+				r, err = cowdisk.Compare(t.Context(), filepath.Join(dir, "over.cow"), flat, cowdisk.ToolOptions{Options: cowdisk.Options{Format: cowdisk.FormatCOW}})
 				if err != nil || !r.Equal {
 					t.Errorf("in the end: %+v %v", r, err)
 				}
