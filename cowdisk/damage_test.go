@@ -16,7 +16,7 @@ func damagedFS(variant Variant, damage func(b []byte) []byte) *memFS {
 	m.put("/d/base", randomBytes(19*512, 1), 50)
 	f := fixture{variant: variant, backing: "/d/base", size: 19 * 512, mtime: 50, align: 512}
 	m.put("/d/img", damage(f.image(randomBytes(19*512, 2), func(s int) bool { return s < 16 })), 60)
-	f.backing, f.mtime = "/d/img", 60
+	f.backing, f.mtime = "/d/img\x00moovmCOW", 60 // behind the NUL: that it is an image
 	m.put("/d/top", f.image(randomBytes(19*512, 3), func(s int) bool { return s == 3 }), 70)
 	m.put("/d/other", randomBytes(19*512, 4), 80)
 	return m
@@ -58,7 +58,7 @@ func TestDamageStopsTools(t *testing.T) {
 				for name := range m.nodes {
 					before[name] = m.contents(name)
 				}
-				err := tool.run(image, ToolOptions{Options: Options{FS: m}})
+				err := tool.run(image, ToolOptions{Options: Options{FS: m, Format: FormatCOW}})
 				what := fmt.Sprintf("%s: %s %s", damage.name, tool.name, image)
 				if !refused {
 					if err != nil {
@@ -76,7 +76,7 @@ func TestDamageStopsTools(t *testing.T) {
 				if !maps.EqualFunc(before, after, bytes.Equal) {
 					t.Errorf("%s was refused and changed something", what)
 				}
-				if err := tool.run(image, ToolOptions{Options: Options{FS: m, AllowDamage: true, AllowStaleBacking: true}}); err != nil {
+				if err := tool.run(image, ToolOptions{Options: Options{FS: m, Format: FormatCOW, AllowDamage: true, AllowStaleBacking: true}}); err != nil {
 					t.Errorf("%s, forced: %v", what, err)
 				}
 			}
@@ -137,7 +137,7 @@ func TestBaseChangesMeanwhile(t *testing.T) {
 		"rebase":  func(o ToolOptions) error { return Rebase(t.Context(), "/d/img", "other", o) },
 	} {
 		m := damagedFS(QEMUV2, func(b []byte) []byte { return b })
-		o := ToolOptions{Options: Options{FS: m}, Progress: func(done, total int64) { m.nodes["/d/base"].mtime = 99 }}
+		o := ToolOptions{Options: Options{FS: m, Format: FormatCOW}, Progress: func(done, total int64) { m.nodes["/d/base"].mtime = 99 }}
 		if err := tool(o); !errors.Is(err, ErrStaleBacking) {
 			t.Errorf("%s: %v", name, err)
 		}

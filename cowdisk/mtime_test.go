@@ -13,7 +13,7 @@ func sameSecond(seed uint64, cow bool) (fs *memFS, contents map[string][]byte, e
 	fs = newMemFS()
 	fs.clock = 100
 	base := randomBytes(crashDisk, seed)
-	backing := "base"
+	backing, format := "base", FormatRaw
 	fs.put("/d/base", base, fs.clock)
 	if cow {
 		if err := Create("/d/mid", CreateOptions{Backing: "base", Size: crashDisk, FS: fs}); err != nil {
@@ -22,11 +22,11 @@ func sameSecond(seed uint64, cow bool) (fs *memFS, contents map[string][]byte, e
 		fs = fs.killed() // all of it is on disk
 		fs.clock = 100
 		fs.nodes["/d/mid"].mtime = 100
-		backing = "mid"
+		backing, format = "mid", FormatCOW
 	}
 	contents = map[string][]byte{}
 	for i, p := range []string{"/d/img", "/d/sibling"} {
-		if err := Create(p, CreateOptions{Backing: backing, FS: fs}); err != nil {
+		if err := Create(p, CreateOptions{Backing: backing, BackingFormat: format, FS: fs}); err != nil {
 			return nil, nil, err
 		}
 		d, err := Open(p, Options{FS: fs})

@@ -110,10 +110,13 @@ func pairTools(t *testing.T) []pairTool {
 		tool("commit", func(p string, o ToolOptions) error { return Commit(ctx, p, o) }, "top.cow", "mid.cow"),
 		tool("rebase", func(p string, o ToolOptions) error { return Rebase(ctx, p, "other.img", o) }, "top.cow", "mid.cow"),
 		tool("resize", func(p string, o ToolOptions) error { return Resize(ctx, p, pairDisk*2, false, o) }, "top.cow", "mid.cow"),
-		tool("flatten", func(p string, o ToolOptions) error { return Flatten(ctx, p, p+".flat", VariantUnknown, o) }, "top.cow"),
+		tool("flatten", func(p string, o ToolOptions) error {
+			o.Format = FormatCOW
+			return Flatten(ctx, p, p+".flat", VariantUnknown, o)
+		}, "top.cow"),
 		tool("repair", func(p string, o ToolOptions) error { _, err := Check(ctx, p, true, o); return err }, "top.cow", "mid.cow"),
 		tool("create", func(p string, o ToolOptions) error {
-			return Create(p+".new", CreateOptions{Backing: p, FS: o.FS})
+			return Create(p+".new", CreateOptions{Backing: p, BackingFormat: FormatCOW, AllowStaleBacking: true, FS: o.FS})
 		}, "top.cow", "mid.cow"),
 		tool("run", func(p string, o ToolOptions) error {
 			d, err := Open(p, o.Options)
@@ -141,7 +144,7 @@ func pairFiles(t *testing.T, dir string) (top, mid []byte) {
 		size          int64
 	}{{"mid.cow", "base.img", pairDisk / 2}, {"top.cow", "mid.cow", pairDisk}} {
 		path := filepath.Join(dir, c.name)
-		mustCreate(t, path, CreateOptions{Backing: c.backing, Size: c.size, Variant: []Variant{QEMUV2, UMLV3}[i]})
+		mustCreate(t, path, CreateOptions{Backing: c.backing, BackingFormat: []Format{FormatRaw, FormatCOW}[i], Size: c.size, Variant: []Variant{QEMUV2, UMLV3}[i]})
 		d := mustOpen(t, path, Options{FS: newBetweenFS(func() {})})
 		for unit := i; unit < int(c.size)/4096; unit += 3 {
 			if _, err := d.WriteAt(randomBytes(4096, uint64(100*i+unit)), int64(unit)*4096); err != nil {
