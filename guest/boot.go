@@ -119,6 +119,13 @@ type Config struct {
 	// Command is run instead of the disk's init. Without disks it runs in the
 	// initramfs.
 	Command *Command
+	// Setup are lines for the guest's /bin/sh that run before the command, as in
+	// InitConfig. The BootTimeout includes them.
+	Setup []string
+	// Scratch says that the root file system is for this guest alone and gone
+	// with it: what tests look for may be added, such as the kernel's
+	// configuration, /boot/config-RELEASE, from beside the kernel.
+	Scratch bool
 	// Stdin, Stdout and Stderr are the command's, as in ControlConfig.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -128,7 +135,8 @@ type Config struct {
 	// Console is the first serial port, where the kernel's messages and the
 	// disk's login prompt are. Its last lines are kept for errors anyway.
 	Console vmm.Serial
-	// BootTimeout is how long the guest may take to its init; 0 = no limit.
+	// BootTimeout is how long the guest may take to its init, or to the end of
+	// its Setup; 0 = no limit.
 	BootTimeout time.Duration
 	// BeforeStart is called when all that the machine needs is open and nothing
 	// of the guest has run, to watch the machine or to confine this process. An
@@ -345,7 +353,7 @@ func (g *Guest) supervise(ctx context.Context) {
 			stopped = nil
 			g.stop()
 		case <-boot:
-			if !g.control.State().Hello {
+			if !g.up() {
 				slow = true
 				g.stop()
 			}
@@ -361,6 +369,12 @@ func (g *Guest) supervise(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// up says whether the guest has come as far as the BootTimeout is for.
+func (g *Guest) up() bool {
+	s := g.control.State()
+	return s.Hello && (len(g.cfg.Setup) == 0 || s.Started || s.Exited || s.Failure != nil)
 }
 
 // hangUp ends what goes to the guest: nobody waits for it any more.
@@ -441,6 +455,8 @@ func (g *Guest) verdict(ctx context.Context, r Result, err error, slow bool) err
 			err = errors.New("for an unknown reason")
 		}
 		return fmt.Errorf("the machine failed: %w", err)
+	case slow && s.Hello:
+		return bootError(ErrSlowSetup, fmt.Sprintf("not within %v", g.cfg.BootTimeout))
 	case slow:
 		return bootError(ErrSlowStart, fmt.Sprintf("not within %v", g.cfg.BootTimeout))
 	case r.Reason == vmm.Stopped && ctx.Err() != nil:
@@ -519,7 +535,18 @@ func makePlan(cfg *Config) (plan, error) {
 			return plan{}, fmt.Errorf("init: %w", err)
 		}
 	}
-	archive := Initramfs{Init: init, Libraries: true, Config: &p.init, Modules: modules, Files: cfg.Files}
+	files := slices.Clone(cfg.Files)
+	if cfg.Scratch {
+		config, err := kernelConfig(cfg)
+		if err != nil {
+			return plan{}, err
+		}
+		if config != nil {
+			p.init.KernelConfig = "/boot/config-" + cfg.Kernel.Release
+			files = append(files, File{Name: kernelConfigFile, Data: config})
+		}
+	}
+	archive := Initramfs{Init: init, Libraries: true, Config: &p.init, Modules: modules, Files: files}
 	p.initrd, err = archive.Bytes()
 	return p, err
 }
@@ -556,6 +583,7 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 		Init:     params.init,
 
 		CorePattern: cfg.CorePattern,
+		Setup:       cfg.Setup,
 	}
 	if cfg.Command != nil {
 		c.ControlShare = controlTag

@@ -25,6 +25,9 @@ func (in *initProcess) runCommand(c Command) error {
 		_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 	}
 	env := commandEnv(c.Env)
+	if err := in.setup(c, env); err != nil {
+		return err
+	}
 	program, err := lookProgram(c.Args[0], envValue(env, "PATH"), c.Dir)
 	if err != nil {
 		return err

@@ -80,6 +80,13 @@ type InitConfig struct {
 	// is used instead of Control from when the modules are loaded, if the
 	// kernel has 9P.
 	ControlShare string `json:"control_share,omitempty"`
+	// Setup are lines for /bin/sh to run, one after the other, before the
+	// command, with its folder and environment; what they write goes to stderr.
+	// One that fails is a failure of its own kind, and nothing else runs.
+	Setup []string `json:"setup,omitempty"`
+	// KernelConfig is where the kernel's configuration file is put that the
+	// initramfs has, unless the root file system has it; empty = nowhere.
+	KernelConfig string `json:"kernel_config,omitempty"`
 	// CorePattern is where the memory of programs that crash is written, as in
 	// core(5); empty = nowhere in particular.
 	CorePattern string `json:"core_pattern,omitempty"`

@@ -23,6 +23,8 @@ const (
 	FailMount = "mount"
 	// FailInit: the disk has no init that can be started.
 	FailInit = "init"
+	// FailSetup: a line of the set-up that comes before the command failed.
+	FailSetup = "setup"
 	// FailCommand: the command cannot be started.
 	FailCommand = "command"
 	// FailInternal: the init itself is at fault.

@@ -15,6 +15,9 @@ var ErrNoStart = errors.New("the guest did not reach user space")
 // ErrSlowStart is the ErrNoStart of a guest that took too long.
 var ErrSlowStart = fmt.Errorf("%w in time", ErrNoStart)
 
+// ErrSlowSetup says that the set-up of a guest took too long.
+var ErrSlowSetup = errors.New("the set-up in the guest did not end in time")
+
 // ErrCutShort says that a guest ended before its command did.
 var ErrCutShort = errors.New("the guest ended before its command did")
 
@@ -29,11 +32,11 @@ func (e *PanicError) Error() string {
 }
 
 // A BootError is a guest that ended without doing what it was started for. It
-// matches ErrNoStart or ErrCutShort.
+// matches ErrNoStart, ErrSlowSetup or ErrCutShort.
 type BootError struct {
 	Problem string   // how it ended
 	Console []string // the console's last lines, oldest first
-	Err     error    // ErrNoStart, ErrSlowStart or ErrCutShort
+	Err     error    // ErrNoStart, ErrSlowStart, ErrSlowSetup or ErrCutShort
 }
 
 func (e *BootError) Error() string {

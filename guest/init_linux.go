@@ -39,6 +39,8 @@ func InitMain() {
 type initProcess struct {
 	cfg  InitConfig
 	line *guestLine // nil: no control line
+
+	kernelConfig []byte // taken from the initramfs, for the root file system
 }
 
 // stageError is a failure with its kind.
@@ -96,6 +98,9 @@ func (in *initProcess) steps() error {
 		return stage(FailModule, err)
 	}
 	in.fasterLine()
+	if err := in.readKernelConfig(); err != nil {
+		return stage(FailConfig, err)
+	}
 	if cfg.Root != nil {
 		if err := in.enterRoot(*cfg.Root); err != nil {
 			return stage(FailRoot, err)
@@ -104,6 +109,7 @@ func (in *initProcess) steps() error {
 	if err := in.mounts(); err != nil {
 		return stage(FailMount, err)
 	}
+	in.addKernelConfig()
 	if cfg.Hostname != "" {
 		_ = unix.Sethostname([]byte(cfg.Hostname))
 	}

@@ -1,9 +1,11 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -54,6 +56,47 @@ func TestInitConfigFor(t *testing.T) {
 	c = initConfigFor(&Config{NoTree: true, Command: &Command{}}, bootParams{})
 	if c.Root != nil || len(c.Mounts) != 0 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// The kernel's configuration goes along where it lies beside the kernel or
+// among the modules, for guests that may be added to.
+func TestKernelConfig(t *testing.T) {
+	dir := t.TempDir()
+	k := &kernel.Kernel{Path: filepath.Join(dir, "boot/vmlinuz"), Release: kerneltest.Release}
+	modules := filepath.Join(dir, "lib/modules", kerneltest.Release)
+	writeFile(t, filepath.Join(modules, "modules.dep"), nil)
+	m, err := kmod.OpenModules(modules, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(text string, cfg Config) {
+		t.Helper()
+		if b, err := kernelConfig(&cfg); err != nil || string(b) != text {
+			t.Errorf("%q, %v; want %q", b, err, text)
+		}
+	}
+	want("", Config{Kernel: k, Modules: m})
+	writeFile(t, filepath.Join(modules, "config"), []byte("CONFIG_A=m\n"))
+	want("CONFIG_A=m\n", Config{Kernel: k, Modules: m})
+	want("", Config{Kernel: k})
+	config := strings.Repeat("# not in this program\n", 2)
+	writeFile(t, filepath.Join(dir, "boot/config-"+k.Release), []byte(config))
+	want(config, Config{Kernel: k, Modules: m})
+	want("", Config{Kernel: &kernel.Kernel{Path: k.Path, Release: "../boot/config-" + k.Release}}) // a path is no release
+	want("", Config{Kernel: &kernel.Kernel{Path: k.Path}})
+	huge := filepath.Join(dir, "boot/config-huge")
+	writeFile(t, huge, nil)
+	if err := os.Truncate(huge, maxKernelConfig+1); err != nil {
+		t.Fatal(err)
+	}
+	want("", Config{Kernel: &kernel.Kernel{Path: k.Path, Release: "huge"}})
+	for _, scratch := range []bool{true, false} {
+		p, err := makePlan(&Config{Kernel: k, Scratch: scratch, Command: &Command{Args: []string{"x"}}, Setup: []string{"true"}})
+		if err != nil || (p.init.KernelConfig == "/boot/config-"+k.Release) != scratch || len(p.init.Setup) != 1 ||
+			bytes.Contains(p.initrd, []byte(config)) != scratch {
+			t.Errorf("scratch %v: %+v, %v", scratch, p.init, err)
+		}
 	}
 }
 
@@ -240,12 +283,14 @@ func TestVerdict(t *testing.T) {
 		"timeout":            {ctx: ended, cfg: Config{Command: cmd}, result: Result{Reason: vmm.Stopped, Took: 20003 * time.Millisecond, Control: ControlState{Hello: true}}, want: 124, text: "20s"},
 		"timeout at boot":    {ctx: ended, result: Result{Reason: vmm.Stopped}, want: 124},
 		"old panic, timeout": {ctx: ended, console: p + "$ ", result: Result{Reason: vmm.Stopped, Control: ControlState{Hello: true}}, want: 124},
-		"slow boot":          {cfg: Config{BootTimeout: time.Minute}, slow: true, result: Result{Reason: vmm.Stopped}, want: 125, text: "not within 1m0s"},
-		"silent reset":       {result: Result{Reason: vmm.Reset}, want: 125, text: "nothing was said on the console"},
-		"cut short":          {cfg: Config{Command: cmd}, console: "bye\n", result: Result{Reason: vmm.PowerOff, Control: ControlState{Hello: true, Started: true}}, want: 125, text: "  | bye"},
-		"machine":            {result: Result{Reason: vmm.Failed}, err: errors.New("no KVM"), want: 125, text: "no KVM"},
-		"own cause":          {ctx: caused, result: Result{Reason: vmm.Stopped}, want: 124, text: "--timeout 5s"},
-		"own initrd":         {foreign: true, result: Result{Reason: vmm.PowerOff}, want: 0},
+		"slow set-up": {cfg: Config{BootTimeout: time.Minute, Setup: []string{"sleep 100"}}, slow: true, result: Result{Reason: vmm.Stopped, Control: ControlState{Hello: true}},
+			want: 125, text: "the set-up in the guest did not end in time: not within 1m0s"},
+		"slow boot":    {cfg: Config{BootTimeout: time.Minute}, slow: true, result: Result{Reason: vmm.Stopped}, want: 125, text: "not within 1m0s"},
+		"silent reset": {result: Result{Reason: vmm.Reset}, want: 125, text: "nothing was said on the console"},
+		"cut short":    {cfg: Config{Command: cmd}, console: "bye\n", result: Result{Reason: vmm.PowerOff, Control: ControlState{Hello: true, Started: true}}, want: 125, text: "  | bye"},
+		"machine":      {result: Result{Reason: vmm.Failed}, err: errors.New("no KVM"), want: 125, text: "no KVM"},
+		"own cause":    {ctx: caused, result: Result{Reason: vmm.Stopped}, want: 124, text: "--timeout 5s"},
+		"own initrd":   {foreign: true, result: Result{Reason: vmm.PowerOff}, want: 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := &Guest{cfg: c.cfg, foreign: c.foreign, console: &consoleLog{}}

@@ -382,7 +382,13 @@ func (r *resolver) want(name string, optional bool) error {
 		return nil
 	}
 	if len(found) == 0 {
-		return fmt.Errorf("module %s is not in %s and not built into the kernel: %w", name, r.m.dir, ErrUnknownModule)
+		meant := ""
+		if !optional {
+			if near := r.m.near(name); len(near) > 0 {
+				meant = "; near names: " + strings.Join(near, ", ")
+			}
+		}
+		return fmt.Errorf("module %s is not in %s and not built into the kernel%s: %w", name, r.m.dir, meant, ErrUnknownModule)
 	}
 	// Several modules may serve one alias: implementations of an algorithm,
 	// say. One of them has to do, which one depends on the hardware.

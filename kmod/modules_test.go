@@ -67,6 +67,17 @@ func TestResolve(t *testing.T) {
 					t.Errorf("%s: %v", bad, err)
 				}
 			}
+			for typed, meant := range map[string]string{
+				"virtio_blkk": "near names: virtio_blk,", "ex4": "near names: ext4:", "built-im": "near names: built_in:",
+				"virtio_": "near names: virtio, virtio_blk, virtio_pci", "jbd": "near names: jbd2:",
+			} {
+				if _, err := m.Resolve(typed); err == nil || !strings.Contains(err.Error(), meant) {
+					t.Errorf("%s: no %q in: %v", typed, meant, err)
+				}
+			}
+			if _, err := m.Resolve("nonesuch"); err == nil || strings.Contains(err.Error(), "near") {
+				t.Error(err)
+			}
 			files, err := m.ResolveOptional("nonesuch", "virtio")
 			if err != nil || names(files) != "virtio_ring? virtio?" {
 				t.Errorf("optional: %s, %v", names(files), err)

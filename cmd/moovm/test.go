@@ -28,6 +28,11 @@ Without --base, the guest's root is this machine's own, read-only below an
 overlay in memory: all programs and libraries are there. /tmp is empty. With
 --base, it is an overlay on that image, gone when the machine stops.
 
+--setup 'SHELL' runs before the tests, as root in the guest, with the tests'
+folder and environment; what it writes goes to stderr. If it fails, the tests
+do not run, and moovm says so and ends with 125. BINARY may also be a script
+that ends with exec of a test binary: it is then the script of the tests.
+
 Where this machine's KVM is missing or cannot run a kernel, the same happens in
 the sandbox, which is slower and which all runs at a time share.
 
@@ -37,6 +42,7 @@ oops or a lockup, is 1.`,
 		Example: `  moovm test ./x.test -test.v -test.run TestMount
   go test -exec 'moovm test' ./...
   go test -exec 'moovm test --kernel 5.10/vmlinuz --kernel 6.12/vmlinuz' -v ./fs
+  moovm test --setup 'mount -t tracefs t /mnt; sysctl -w vm.overcommit_memory=1' ./x.test
   moovm test --base base.img --disk size=1G --disk size=64M,fault=EIO@1M+4K ./x.test`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -72,6 +78,7 @@ oops or a lockup, is 1.`,
 	f.StringArrayVar(&c.Kernels, "kernel", nil, "kernel `FILE` (repeatable: the tests run in each; default: the list $MOOVM_KERNEL, or the cached one)")
 	f.StringVar(&c.Modules, "modules", "", "the kernel's modules `DIR` (default: beside the kernel, or /lib/modules)")
 	f.StringArrayVar(&c.LoadModules, "load", nil, "kernel `MODULE` to load first (repeatable)")
+	f.StringArrayVar(&c.Setup, "setup", nil, "run `'SHELL'` in the guest before the tests: mounts, settings (repeatable)")
 	f.StringVar(&c.Append, "append", "", "added to the kernel's command line: `\"ARG…\"`")
 	f.StringVar(&c.Base, "base", "", "an ephemeral overlay on `FILE` as the root file system")
 	f.StringVar(&c.Root, "root", "", "root file system without --base: `host or initramfs` (default host)")

@@ -78,6 +78,7 @@ func newSetup(c *Config, n need) (_ *setup, err error) {
 	s.guest = guest.Config{
 		Kernel: kernel, Modules: modules, LoadModules: c.LoadModules, Append: c.Append,
 		Memory: c.Memory, CPUs: c.CPUs, BootTimeout: c.BootTimeout, NoTree: c.Base == "",
+		Setup: c.Setup, Scratch: true,
 	}
 	tmp := n.tmp
 	if tmp == "" {
@@ -334,7 +335,7 @@ func runGuestOnce(j *job, signals <-chan os.Signal, last bool) (status int, err 
 		stdout.fail(fmt.Sprintf("the test binary was killed: %v (signal %d)", syscall.Signal(s), s))
 	}
 	var failure *guest.GuestError
-	if errors.As(err, &failure) && g.Modules == nil && failure.Kind != guest.FailCommand {
+	if errors.As(err, &failure) && g.Modules == nil && failure.Kind != guest.FailCommand && failure.Kind != guest.FailSetup {
 		err = fmt.Errorf("%w\nNo modules were found for kernel %s (%s), and it may need some, for virtio and 9P: put them into lib/modules/%[3]s beside its folder, or name theirs with --modules",
 			err, c.Kernels[0], s.kernel.Release)
 	}

@@ -46,6 +46,11 @@ type Config struct {
 	// LoadModules are loaded before anything runs; others are loaded by the
 	// guest's kernel as it needs them, if the root file system has modprobe.
 	LoadModules []string
+	// Setup are lines for the guest's /bin/sh, run as root before the test
+	// binary, in its folder: mounts, settings. What they write goes to stderr.
+	// One that fails ends the guest, with an error of its own; the BootTimeout
+	// includes them. A Machine runs them at each boot.
+	Setup []string
 	// Append is added to the kernel command line.
 	Append string
 	// Base is a disk image (COW or raw). The guest's root, /dev/vda, is an
@@ -68,7 +73,7 @@ type Config struct {
 	// Timeout ends a guest that has not finished so long after its command
 	// started. 0 means the test binary's own -test.timeout and a little more.
 	Timeout time.Duration
-	// BootTimeout is how long the guest may take to start its command; 0 means
+	// BootTimeout is how long the guest may take to its command; 0 means
 	// DefaultBootTimeout, and three times that in the sandbox.
 	BootTimeout time.Duration
 
