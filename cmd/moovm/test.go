@@ -50,7 +50,7 @@ oops or a lockup, is 1.`,
 			}
 			return nil
 		},
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, s := range disks {
 				d, err := guesttest.ParseDisk(s, parseSize)
 				if err != nil {
@@ -64,6 +64,9 @@ oops or a lockup, is 1.`,
 					return usageError(fmt.Errorf("moovm test: %w", err))
 				}
 				c.Shares = append(c.Shares, guesttest.Share{Dir: f.dir, Target: f.target(), Writable: f.writable})
+			}
+			if cmd.Flags().Changed("cpus") && c.CPUs < 1 {
+				return usageError(fmt.Errorf("moovm test: --cpus %d: a guest has at least one processor", c.CPUs))
 			}
 			c.Memory, c.Quiet = int64(memory), g.quiet
 			if err := c.Check(); err != nil {
@@ -86,7 +89,7 @@ oops or a lockup, is 1.`,
 	f.StringArrayVar(&shares, "share", nil, "`TAG=DIR[,rw]`: a folder of this machine, at /mnt/TAG in the guest (repeatable)")
 	f.StringArrayVar(&c.Env, "env", nil, "`NAME=VALUE` added to the environment (repeatable)")
 	f.Var(&memory, "memory", "the guest's memory")
-	f.IntVar(&c.CPUs, "cpus", 1, "the guest's processors")
+	f.IntVar(&c.CPUs, "cpus", 0, "the guest's processors (default: this machine's, at most 4; in the sandbox 1)")
 	f.DurationVar(&c.Timeout, "timeout", 0, "end the guest after `TIME` (default: -test.timeout and a little more)")
 	f.DurationVar(&c.BootTimeout, "boot-timeout", 0, "how long the guest may take to start the tests: `TIME` (default 1m, in the sandbox 3m)")
 	f.StringVar(&c.Artifacts, "artifacts", "", "keep console log, core files, and the overlay of a failed run in `DIR`")

@@ -68,7 +68,9 @@ type Config struct {
 	Env []string
 
 	Memory int64 // bytes; 0 means DefaultMemory
-	CPUs   int   // 0 means 1
+	// CPUs is the number of processors. 0 means the host's, at most
+	// MaxDefaultCPUs; in the sandbox, one.
+	CPUs int
 
 	// Timeout ends a guest that has not finished so long after its command
 	// started. 0 means the test binary's own -test.timeout and a little more.
@@ -111,9 +113,6 @@ type Share struct {
 func (c *Config) setDefaults() error {
 	if c.Memory == 0 {
 		c.Memory = DefaultMemory
-	}
-	if c.CPUs == 0 {
-		c.CPUs = 1
 	}
 	if c.BootTimeout == 0 {
 		c.BootTimeout = DefaultBootTimeout

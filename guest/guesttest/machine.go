@@ -60,6 +60,7 @@ func Start(t TB, c Config) *Machine {
 	if err := c.setDefaults(); err != nil {
 		t.Fatal(err)
 	}
+	c.setCPUs(host.InSandbox())
 	if err := c.absolute(); err != nil {
 		t.Fatal(err)
 	}

@@ -82,6 +82,7 @@ func Run(ctx context.Context, cfg Config, binary string, args []string) (int, er
 		if err != nil {
 			return guest.StatusCannotRun, err
 		}
+		r.sayCPUs(s)
 		if status == 0 {
 			status = s
 		}
@@ -99,17 +100,19 @@ type runner struct {
 	job   job // Args and Env as they were given
 	place host.Place
 	back  *collector
+
+	defaultCPUs bool // nobody said how many processors
 }
 
 func newRunner(cfg Config, binary string, args []string) (*runner, error) {
-	ownBootTimeout := cfg.BootTimeout != 0
+	ownBootTimeout, noCPUs := cfg.BootTimeout != 0, cfg.CPUs == 0
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
 	if err := cfg.absolute(); err != nil {
 		return nil, err
 	}
-	r := &runner{job: job{Config: cfg, Args: args, Env: os.Environ(), Merge: sameFile(os.Stdout, os.Stderr)}, back: newCollector()}
+	r := &runner{job: job{Config: cfg, Args: args, Env: os.Environ(), Merge: sameFile(os.Stdout, os.Stderr)}, back: newCollector(), defaultCPUs: noCPUs}
 	var err error
 	if r.job.Binary, err = absPath(binary); err != nil {
 		return nil, err
@@ -145,6 +148,7 @@ func newRunner(cfg Config, binary string, args []string) (*runner, error) {
 	if r.place, err = host.Choose(context.Background(), cfg.Accel, guest.ProbeKVM); r.place.Sandbox && !ownBootTimeout {
 		r.job.Config.BootTimeout *= sandboxSlower
 	}
+	r.job.Config.setCPUs(r.place.Sandbox || host.InSandbox())
 	return r, err
 }
 
