@@ -31,9 +31,9 @@ func TestHarnessSetup(t *testing.T) {
 		}
 	})
 	t.Run("hangs", func(t *testing.T) {
-		r := mtest(t, []string{"--setup", "sleep 1000", "--boot-timeout", "40s"}, "-test.run=^TestGuestPass$")
+		r := mtest(t, []string{"--setup", "sleep 1000", "--boot-timeout", "80s"}, "-test.run=^TestGuestPass$")
 		r.wantStatus(t, 125)
-		if !strings.Contains(r.stderr, "the set-up in the guest did not end in time: not within 40s") {
+		if !strings.Contains(r.stderr, "the set-up in the guest did not end in time: not within 1m20s") {
 			t.Error(r)
 		}
 	})
