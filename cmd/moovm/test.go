@@ -81,7 +81,7 @@ oops or a lockup, is 1.`,
 	f.StringArrayVar(&c.Kernels, "kernel", nil, "kernel `FILE` (repeatable: the tests run in each; default: the list $MOOVM_KERNEL, or the cached one)")
 	f.StringVar(&c.Modules, "modules", "", "the kernel's modules `DIR` (default: beside the kernel, or /lib/modules)")
 	f.StringArrayVar(&c.LoadModules, "load", nil, "kernel `MODULE` to load first (repeatable)")
-	f.StringArrayVar(&c.Setup, "setup", nil, "run `'SHELL'` in the guest before the tests: mounts, settings (repeatable)")
+	f.StringArrayVar(&c.Setup, "setup", nil, "run `SHELL` in the guest before the tests: mounts, settings (repeatable)")
 	f.StringVar(&c.Append, "append", "", "added to the kernel's command line: `\"ARG…\"`")
 	f.StringVar(&c.Base, "base", "", "an ephemeral overlay on `FILE` as the root file system")
 	f.StringVar(&c.Root, "root", "", "root file system without --base: `host or initramfs` (default host)")
