@@ -2,10 +2,12 @@ package virtio9p
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/hugelgupf/p9/p9"
@@ -57,6 +59,9 @@ type Device struct {
 	tag    string
 	config []byte // the configuration space
 	fence  fence.Config
+
+	mu      sync.Mutex
+	session *fence.Session // from the first queue or SetState to Reset
 
 	requests, requestBytes, replyBytes atomic.Uint64
 }
@@ -120,21 +125,75 @@ func (d *Device) WriteConfig(off uint32, p []byte) {}
 // Activate has nothing to do: the session starts with the queue.
 func (d *Device) Activate(features uint64, notify virtio.ConfigNotifier) error { return nil }
 
-// Reset has nothing to do: the session ended with the queue.
-func (d *Device) Reset() {}
+// Reset ends the session: every file is closed.
+func (d *Device) Reset() { d.end() }
 
-// ServeQueue serves one session: a fresh 9P server, which ends, with every
-// request answered and every file closed, before ServeQueue returns.
+func (d *Device) end() {
+	d.mu.Lock()
+	s := d.session
+	d.session = nil
+	d.mu.Unlock()
+	if s != nil {
+		s.Close()
+	}
+}
+
+// begin returns the session there is, or a fresh one.
+func (d *Device) begin() *fence.Session {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session == nil {
+		d.session = fence.NewSession(d.fence)
+	}
+	return d.session
+}
+
+// State implements virtio.StateKeeper: where the session's fids lead, as JSON.
+func (d *Device) State() ([]byte, error) {
+	st, err := d.begin().State()
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(st)
+}
+
+// SetState implements virtio.StateKeeper: it opens the session's files again by
+// their names. Those that are gone, or are other files now, answer ESTALE, and
+// are counted in the log once.
+func (d *Device) SetState(p []byte) error {
+	d.end()
+	if len(p) == 0 {
+		return nil
+	}
+	var st fence.State
+	if err := json.Unmarshal(p, &st); err != nil {
+		return fmt.Errorf("%w: %w", fence.ErrState, err)
+	}
+	if _, err := d.begin().Restore(st); err != nil {
+		d.end()
+		return err
+	}
+	return nil
+}
+
+var _ virtio.StateKeeper = (*Device)(nil)
+
+// ServeQueue serves the session, a 9P server. Every request is answered when
+// it returns; the files stay open until Reset, so that a queue that is
+// suspended can go on.
 func (d *Device) ServeQueue(i int, q *virtio.Queue) (err error) {
 	if i != 0 {
 		return fmt.Errorf("virtio9p: there is no queue %d", i)
 	}
-	s := fence.NewSession(d.fence)
+	s := d.begin()
 	v := &serving{d: d, q: q}
 	defer func() { // also of a fault in here
-		s.Close()
+		s.Drain()
 		if fault := v.fault.Load(); fault != nil {
 			err = *fault
+		}
+		if err != nil {
+			d.end() // a broken ring is not served again
 		}
 	}()
 	for q.Wait() {

@@ -70,7 +70,7 @@ const countedAt = 0x20_0000
 // and mapped privately under a running guest, without a word to KVM, the guest
 // goes on with what was there, and the frozen file gets nothing more.
 func TestKVMFollowsRemapping(t *testing.T) {
-	for range 20 {
+	for range times(8, 200) {
 		m, out := newMachine(t, checkingGuest())
 		if err := m.Start(); err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +36,14 @@ func forkOf(t testing.TB, s *Snapshot, devices ...virtio.Device) (*Machine, *syn
 		}
 	})
 	return m, out
+}
+
+// times is how often a test does something: more often in the long tests.
+func times(usually, long int) int {
+	if os.Getenv("MOOVM_TEST_LONG") != "" {
+		return long
+	}
+	return usually
 }
 
 // hashingGuest runs a generator over 64 KiB of memory for a while, then prints
@@ -89,7 +98,7 @@ func TestForkEndsAsItsParent(t *testing.T) {
 	if len(want) != 17 {
 		t.Fatalf("the guest printed %q", want)
 	}
-	for range 20 {
+	for range times(8, 1000) {
 		m, out := newMachine(t, hashingGuest(8_000))
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
@@ -135,7 +144,7 @@ func (j *ringsJob) device(t *testing.T) virtio.Device {
 func TestForkInDiskTraffic(t *testing.T) {
 	for transport := range ringsTransports {
 		t.Run(transport, func(t *testing.T) {
-			for seed := range uint64(12) {
+			for seed := range uint64(times(6, 500)) {
 				rng := rand.New(rand.NewPCG(seed, 7))
 				j := newRingsJob(t, transport, func(b virtioblk.Backend) virtioblk.Backend { return slowDisk{b} })
 				if err := j.m.Start(); err != nil {
@@ -337,7 +346,7 @@ func TestRewindThousands(t *testing.T) {
 	}
 }
 
-// TestForksLeakNothing makes, runs and ends hundreds of children of one parent.
+// TestForksLeakNothing makes, runs and ends many children of one parent.
 func TestForksLeakNothing(t *testing.T) {
 	m, out := newMachine(t, checkingGuest())
 	if err := m.Start(); err != nil {
@@ -362,11 +371,11 @@ func TestForksLeakNothing(t *testing.T) {
 		one()
 	}
 	before := holdings(t)
-	for range 200 {
+	for range times(60, 1000) {
 		one()
 	}
 	after := holdings(t)
 	if after.files > before.files || after.mappings > before.mappings || after.threads > before.threads+10 || after.goroutines > before.goroutines {
-		t.Errorf("before two hundred forks: %+v, after: %+v", before, after)
+		t.Errorf("before all those forks: %+v, after: %+v", before, after)
 	}
 }

@@ -82,7 +82,8 @@ type Session struct {
 	mu       sync.Mutex
 	idle     sync.Cond // an exchange has been answered
 	inflight map[uint16]*request
-	fids     map[uint32]struct{}
+	fids     map[uint32]place
+	stale    map[uint32]struct{}     // fids that Restore could not open again
 	readers  map[uint32]ResidentFile // fids that have been read
 	engine   *engine                 // nil before the first Tversion and after Close
 	alone    *request                // runs alone
@@ -111,7 +112,8 @@ func NewSession(cfg Config) *Session {
 	s := &Session{
 		cfg:      cfg.withDefaults(),
 		inflight: make(map[uint16]*request),
-		fids:     make(map[uint32]struct{}),
+		fids:     make(map[uint32]place),
+		stale:    make(map[uint32]struct{}),
 		readers:  make(map[uint32]ResidentFile),
 	}
 	s.idle.L = &s.mu
@@ -195,6 +197,12 @@ func (s *Session) admit(r *request, size, readable int64) error {
 	}
 	if r.room < r.replyRoom() {
 		return linux.EMSGSIZE
+	}
+	if err, dead := s.dead(r); dead {
+		if err == nil {
+			s.reply(r, tclunk+1, nil)
+		}
+		return err
 	}
 	if err := s.clamp(r); err != nil {
 		return err
@@ -280,7 +288,7 @@ func (s *Session) start(r *request) error {
 		case !used && len(s.fids) >= s.cfg.MaxFIDs:
 			return linux.ENFILE
 		case !used:
-			s.fids[fid] = struct{}{} // taken back if the server says no
+			s.fids[fid] = place{} // taken back if the server says no
 			taken = true
 		default:
 			r.newFID = false // it is there whatever the reply
@@ -391,6 +399,7 @@ func (s *Session) stop() {
 	e := s.engine
 	s.engine = nil
 	clear(s.fids)
+	clear(s.stale)
 	clear(s.readers)
 	s.lost = 0
 	s.msize = s.cfg.MaxMsize
@@ -434,7 +443,12 @@ func (s *Session) finish(r *request, typ uint8) {
 	case r.newFID && typ == rlerror:
 		delete(s.fids, r.fids[r.nfids-1])
 	case r.typ == tclunk, r.typ == tremove: // the fid is gone even after an error
+		if p := s.fids[r.fids[0]]; r.typ == tremove && typ != rlerror {
+			s.removed(p.attach, p.path)
+		}
 		delete(s.fids, r.fids[0])
+	case typ != rlerror:
+		s.follow(r)
 	}
 	flushers := r.flushers
 	r.flushers = nil
