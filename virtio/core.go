@@ -72,6 +72,7 @@ type Core struct {
 	queues    []coreQueue
 	active    bool          // the device is activated
 	suspended bool          // queues are not served, and none starts
+	noDMA     bool          // nor while the transport may not touch memory
 	resetted  chan struct{} // a reset is going on; closed at its end
 	closed    bool
 }
@@ -81,13 +82,15 @@ type coreQueue struct {
 	cfg       QueueConfig
 	run       *queueRun
 	resetting bool // driver-initiated queue reset
-	dead      bool // its server had given it up when the state was taken
+	dead      bool // not to be served: given up, also when the state was taken, or never startable
 }
 
 type queueRun struct {
 	q    *Queue
 	done chan struct{} // ServeQueue has returned
 	err  error         // why; read after done
+
+	awaited bool // a goroutine restarts it when it is done; under Core.mu
 }
 
 // NewCore makes the shared part of a device on mem. The Core owns dev until
@@ -255,11 +258,14 @@ func (c *Core) activate() {
 	c.quiet.Store(false)
 	c.active = true
 	if err := c.dev.Activate(c.driver, c); err != nil {
+		for i := range c.queues {
+			c.queues[i].dead = true
+		}
 		c.fail(err)
 		return
 	}
 	for i := range c.queues {
-		if c.queues[i].cfg.Ready && !c.suspended {
+		if c.queues[i].cfg.Ready && !c.held() {
 			c.start(i)
 		}
 	}
@@ -273,6 +279,7 @@ func (c *Core) start(i int) {
 		}
 	})
 	if err != nil {
+		c.queues[i].dead = true
 		c.fail(fmt.Errorf("queue %d: %w", i, err))
 		return
 	}
@@ -442,7 +449,7 @@ func (c *Core) EnableQueue(i int) {
 		return
 	}
 	q.cfg.Ready = true
-	if c.active && !c.suspended && c.Status()&StatusNeedsReset == 0 {
+	if c.active && !c.held() && c.Status()&StatusNeedsReset == 0 {
 		c.start(i)
 	}
 }
@@ -482,7 +489,7 @@ func (c *Core) drainQueue(i int) {
 	q := &c.queues[i]
 	r := q.run
 	if r == nil {
-		q.cfg = initialQueue(q.cfg.MaxSize)
+		*q = coreQueue{cfg: initialQueue(q.cfg.MaxSize)}
 		c.mu.Unlock()
 		return
 	}

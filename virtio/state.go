@@ -53,10 +53,53 @@ func (c *Core) Suspend(ctx context.Context) error {
 		return errors.New("virtio: a device that is being reset cannot be suspended")
 	}
 	c.suspended = true
-	var runs []*queueRun
+	c.stopQueues()
+	c.mu.Unlock()
+	if err := c.Drain(ctx); err != nil {
+		c.Resume()
+		return err
+	}
+	return nil
+}
+
+// held reports whether something keeps the queues from being served; mu is
+// held.
+func (c *Core) held() bool { return c.suspended || c.noDMA }
+
+// stopQueues has the queues take no further requests; mu is held.
+func (c *Core) stopQueues() {
 	for i := range c.queues {
 		if r := c.queues[i].run; r != nil && !c.queues[i].resetting {
 			r.q.Stop()
+		}
+	}
+}
+
+// SetDMA says whether the transport lets the device access memory (the bus
+// master bit of a PCI function). While it may not, no queue is served; then
+// they go on from where they were. It does not wait for the requests that have
+// begun: Drain does. It is independent of Suspend, and survives a reset.
+func (c *Core) SetDMA(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.noDMA == !on {
+		return
+	}
+	c.noDMA = !on
+	if on {
+		c.restartQueues()
+	} else {
+		c.stopQueues()
+	}
+}
+
+// Drain waits until the queues that are to stop have finished what they had
+// begun. If ctx ends first it returns ctx's error.
+func (c *Core) Drain(ctx context.Context) error {
+	c.mu.Lock()
+	var runs []*queueRun
+	for i := range c.queues {
+		if r := c.queues[i].run; r != nil && !c.queues[i].resetting && r.q.Stopped() {
 			runs = append(runs, r)
 		}
 	}
@@ -65,7 +108,6 @@ func (c *Core) Suspend(ctx context.Context) error {
 		select {
 		case <-r.done:
 		case <-ctx.Done():
-			c.Resume()
 			return fmt.Errorf("virtio: requests in flight do not end: %w", ctx.Err())
 		}
 	}
@@ -81,6 +123,15 @@ func (c *Core) Resume() {
 		return
 	}
 	c.suspended = false
+	c.restartQueues()
+}
+
+// restartQueues serves the queues again, unless something else keeps them from
+// it; mu is held.
+func (c *Core) restartQueues() {
+	if c.held() {
+		return
+	}
 	for i := range c.queues {
 		r := c.queues[i].run
 		if r == nil {
@@ -91,10 +142,15 @@ func (c *Core) Resume() {
 		case <-r.done:
 			c.restart(i, r)
 		default:
+			if r.awaited {
+				continue // whoever asks often gets one goroutine
+			}
+			r.awaited = true
 			go func() {
 				<-r.done
 				c.mu.Lock()
 				defer c.mu.Unlock()
+				r.awaited = false
 				c.restart(i, r)
 			}()
 		}
@@ -105,7 +161,7 @@ func (c *Core) Resume() {
 // queue that was given a state. mu is held.
 func (c *Core) restart(i int, r *queueRun) {
 	q := &c.queues[i]
-	if c.closed || c.resetted != nil || !c.active || c.suspended || // it is up to somebody else now
+	if c.closed || c.resetted != nil || !c.active || c.held() || // it is up to somebody else now
 		q.resetting || !q.cfg.Ready || q.run != r || q.broken() || r != nil && !r.q.Stopped() {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"testing"
+	"time"
 
 	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio/mmio"
@@ -244,5 +245,62 @@ func TestVirtioBareMetal(t *testing.T) {
 				t.Errorf("%+v", st)
 			}
 		})
+	}
+}
+
+// A guest that clears a function's bus master bit is not written to by it, and
+// its requests are served when it sets the bit again.
+func TestBusMasterBareMetal(t *testing.T) {
+	code, err := hex.DecodeString(ringsGuest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, out := newMachine(t, code, func(c *Config) {
+		c.Devices = []virtio.Device{newDisk(t, zeroDisk(1<<20), 2)}
+	})
+	ram := m.ram.low()
+	g := virtiotest.NewGuestOn(ram[virtiotest.GuestBase:addrLowEnd])
+	clear(g.Bytes)
+	rings := []*virtiotest.Ring{virtiotest.NewRing(g, 64, 0), virtiotest.NewRing(g, 64, 0)}
+	flagAt, flag := g.Alloc(64, 64)
+	at, req := g.Alloc(32+512, 64)
+	for i := range req {
+		req[i] = 0xff
+	}
+	clear(req[:16]) // a read of sector 0
+	r := rings[0]
+	if _, err := r.Add(virtiotest.Buf{Addr: at, Len: 16}, virtiotest.Buf{Addr: at + 32, Len: 512, Write: true},
+		virtiotest.Buf{Addr: at + 16, Len: 1, Write: true}); err != nil {
+		t.Fatal(err)
+	}
+	const command = addrECAM + 1<<15 + 4
+	s := &ringsScript{}
+	doorbells, _ := s.pciDriver(m, rings)
+	s.w16(command, 1<<1) // memory, not bus master
+	s.w16(r.Driver+2, 1)
+	s.kick(doorbells[0], 0)
+	s.op(opPort, 'c', portCOM1)
+	s.op(opWait16, 1, flagAt)
+	s.w16(command, 1<<1|1<<2)
+	s.op(opWait16, 1, r.Device+2)
+	s.op(opPort, 'k', portCOM1)
+	s.op(opPort, sleepEnable|sleepTypeS5<<2, portSleep)
+	s.op(opIRQ, 0, 0)
+	copy(ram[ringsList:], s.b)
+
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "c")
+	time.Sleep(50 * time.Millisecond) // longer than serving takes
+	if st := diskStats(m); st.Reads != 0 || req[16] != 0xff || req[32] != 0xff || r.UsedIdx() != 0 {
+		t.Errorf("without the bit: %d reads, status %d, data %#x, used.idx %d", st.Reads, req[16], req[32], r.UsedIdx())
+	}
+	binary.LittleEndian.PutUint16(flag, 1)
+	if reason, err := m.Wait(); reason != PowerOff || err != nil || out.String() != "ck" {
+		t.Fatalf("%v, %v, console %q", reason, err, out.String())
+	}
+	if st := diskStats(m); st.Reads != 1 || req[16] != 0 || req[32] != 0 {
+		t.Errorf("with the bit: %d reads, status %d, data %#x", st.Reads, req[16], req[32])
 	}
 }

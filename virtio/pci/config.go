@@ -1,9 +1,11 @@
 package pci
 
 import (
+	"context"
 	"encoding/binary"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/moovm/moovm/virtio"
 )
@@ -167,10 +169,40 @@ func (f *Function) WriteConfig(off uint16, p []byte) {
 	}
 	if touches(off, len(p), cfgCommand, 2) || touches(off, len(p), cfgBAR0, 8) {
 		f.updateBAR()
+		f.updateMaster()
 		f.updateINTx()
 	}
 	if touches(off, len(p), pciCfgData, 4) {
 		f.pciCfgAccess(true)
+	}
+}
+
+// masterWait bounds how long clearing the bus master bit blocks for requests in
+// flight, as long as for a reset.
+const masterWait = time.Second
+
+// updateMaster follows the bus master bit (PCI Local Bus 3.0, section 6.2.2):
+// without it the function touches no memory. Its queues are not served and its
+// messages stay pending until the bit is set again; INTx is a wire and goes on.
+//
+// When the bit has been cleared the requests in flight have ended, unless the
+// back-end holds them for longer than a processor may be kept waiting: those
+// end when they end.
+func (f *Function) updateMaster() {
+	f.master.Lock()
+	f.cfg.mu.Lock()
+	on := f.cfg.b[cfgCommand]&cmdMaster != 0
+	f.cfg.mu.Unlock()
+	f.msix.setMaster(on)
+	f.core.SetDMA(on)
+	f.master.Unlock()
+	if on {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), masterWait)
+	defer cancel()
+	if err := f.core.Drain(ctx); err != nil {
+		f.log.Warn("virtio/pci: bus mastering is off while requests are in flight", "device", f.id, "error", err)
 	}
 }
 

@@ -24,7 +24,7 @@ func Example() {
 	defer f.Close()
 	bar := f.BARs()[0]
 	f.WriteConfig(0x10, []byte{0, 0, 0, 0xe0}) // at 0xe0000000
-	f.WriteConfig(0x04, []byte{2, 0})          // decode memory
+	f.WriteConfig(0x04, []byte{2 | 4, 0})      // decode memory, be a bus master
 
 	id := make([]byte, 4)
 	f.ReadConfig(0, id)

@@ -74,6 +74,7 @@ type Function struct {
 	msix   msix
 	isr    isr
 	common commonConfig
+	master sync.Mutex // follows the bus master bit, which two vCPUs may write
 }
 
 // New plugs dev into a new function. The function owns the device's queues
@@ -118,6 +119,7 @@ func New(dev virtio.Device, mem *virtio.Memory, host Host, o Options) (*Function
 	f.common.init(n)
 	f.bar.init(n)
 	f.initConfig()
+	f.updateMaster()
 	return f, nil
 }
 
@@ -137,6 +139,7 @@ func (f *Function) Reset() {
 	}
 	f.msix.reset()
 	f.initConfig()
+	f.updateMaster()
 	f.updateBAR()
 	f.updateINTx()
 }

@@ -217,7 +217,7 @@ func TestDoorbellByExit(t *testing.T) {
 	p, _ := open(t, g, virtioblk.Config{}, pci.Options{})
 	p.SetCfg(4, 2, 0)
 	p.Host.NoDoorbells = true
-	p.SetCfg(4, 2, 2)
+	p.SetCfg(4, 2, 2|4)
 	d := virtiotest.NewBlock(virtiotest.Start(t, p, g, virtiotest.BlockFeatures, 16))
 	for range 3 {
 		if st, _ := d.Request(0, virtiotest.BlkFlush, 0, nil, nil); st != 0 {
@@ -348,11 +348,11 @@ func TestINTx(t *testing.T) {
 	if !p.Host.INTx() {
 		t.Error("no interrupt about the configuration")
 	}
-	p.SetCfg(4, 2, 2|1<<10) // INTx disable
+	p.SetCfg(4, 2, 2|4|1<<10) // INTx disable
 	if p.Host.INTx() {
 		t.Error("INTx disable does not")
 	}
-	p.SetCfg(4, 2, 2)
+	p.SetCfg(4, 2, 2|4)
 	if !p.Host.INTx() {
 		t.Error("INTx does not come back")
 	}

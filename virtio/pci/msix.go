@@ -12,6 +12,7 @@ import (
 // 3.0, section 6.8.2).
 type msix struct {
 	on, masked atomic.Bool
+	master     atomic.Bool // a message is a write to memory: not without
 	vectors    []vector
 }
 
@@ -77,6 +78,16 @@ func (m *msix) close() error {
 func (m *msix) control(on, masked bool) {
 	m.on.Store(on)
 	m.masked.Store(masked)
+	m.deliverAll()
+}
+
+// setMaster follows the bus master bit, without which every message is pending.
+func (m *msix) setMaster(on bool) {
+	m.master.Store(on)
+	m.deliverAll()
+}
+
+func (m *msix) deliverAll() {
 	for i := range m.vectors {
 		v := &m.vectors[i]
 		v.mu.Lock()
@@ -97,9 +108,9 @@ func (m *msix) signal(i uint16) {
 	m.deliver(v)
 }
 
-// deliver sends v's pending message unless something masks it; v.mu is held.
+// deliver sends v's pending message unless something holds it; v.mu is held.
 func (m *msix) deliver(v *vector) {
-	if !m.on.Load() || m.masked.Load() || v.ctl&vectorMasked != 0 || v.msi == nil {
+	if !m.on.Load() || m.masked.Load() || !m.master.Load() || v.ctl&vectorMasked != 0 || v.msi == nil {
 		return
 	}
 	// Program at unmasking, not at the first signal: the machine may

@@ -103,6 +103,7 @@ func (f *Function) setConfig(from [256]byte) {
 	c.mu.Unlock()
 	f.msix.control(ctl&msixCtlOn != 0, ctl&msixCtlMask != 0)
 	f.updateBAR()
+	f.updateMaster()
 	f.updateINTx()
 }
 

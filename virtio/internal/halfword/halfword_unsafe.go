@@ -21,8 +21,8 @@ func At(b []byte, off int) Field {
 // Word returns the 32-bit word at byte off of b, a multiple of 4, for use with
 // sync/atomic.
 func Word(b []byte, off int) *uint32 {
-	_ = b[off+3]
-	return (*uint32)(unsafe.Pointer(&b[off]))
+	b = b[off : off+4] // checked, and not read
+	return (*uint32)(unsafe.Pointer(unsafe.SliceData(b)))
 }
 
 // Aligned reports whether the host address of b is a multiple of 4.
