@@ -160,6 +160,9 @@ func (c *crashRun) step(d *Disk) error {
 	switch r.IntN(8) {
 	case 0:
 		c.m.write(off, make([]byte, n))
+		if c.fs.noPunch { // a discard would leave what it likes
+			return d.WriteZeroes(int64(off), int64(n), true)
+		}
 		return d.Discard(int64(off), int64(n))
 	case 1:
 		c.m.write(off, make([]byte, n))

@@ -4,25 +4,55 @@ import (
 	"errors"
 )
 
+// zeroMode is what a range is to be zeroed with.
+type zeroMode int
+
+const (
+	zeroKeep    zeroMode = iota // the space stays
+	zeroUnmap                   // the space may be given back
+	zeroDiscard                 // the space is to be given back, or the data stays: nothing is written
+)
+
+// errNotZeroed says that zeroDiscard has to leave the data.
+var errNotZeroed = errors.New("the file system can neither punch holes nor zero ranges")
+
 // Discard makes a range read as zeros and gives its space back. Whatever lies in the backing file is not shown again: the sectors stay
-// (or become) allocated, as holes. Where the file system cannot punch holes zeros are written.
-func (d *Disk) Discard(off, n int64) error { return d.WriteZeroes(off, n, true) }
+// (or become) allocated, as holes. Where the file system can neither punch holes nor zero ranges all or part of the data stays, as a discard
+// promises nothing about it and must not take space.
+func (d *Disk) Discard(off, n int64) error {
+	err := d.zeroRange(off, n, zeroDiscard)
+	if err == errNotZeroed {
+		return nil
+	}
+	return err
+}
 
 // WriteZeroes makes a range read as zeros; mayUnmap allows giving its space back. Any offset and length will do. Beyond the end: ErrRange.
 func (d *Disk) WriteZeroes(off, n int64, mayUnmap bool) error {
+	mode := zeroKeep
+	if mayUnmap {
+		mode = zeroUnmap
+	}
+	return d.zeroRange(off, n, mode)
+}
+
+func (d *Disk) zeroRange(off, n int64, mode zeroMode) error {
 	g, err := d.begin(off, n, true)
 	if g == nil {
 		return err
 	}
 	defer g.Add(-1)
-	if err := d.zero(off, off+n, mayUnmap); err != nil {
+	err = d.zero(off, off+n, mode)
+	if err != nil && err != errNotZeroed {
 		d.failWrite(err)
-		return err
 	}
-	return nil
+	return err
 }
 
-func (d *Disk) zero(off, end int64, unmap bool) error {
+func (d *Disk) zero(off, end int64, mode zeroMode) error {
+	if mode == zeroDiscard && d.noPunch.Load() && d.noZero.Load() {
+		return errNotZeroed
+	}
 	top := d.chain.layers[0]
 	for off < end {
 		owner, n, err := d.chain.find(off, end-off)
@@ -32,11 +62,11 @@ func (d *Disk) zero(off, end int64, unmap bool) error {
 		switch {
 		case owner < 0: // reads as zeros: a hole stays a hole
 		case owner == 0: // in the overlay already
-			if err := d.zeroFile(top, off, n, unmap); err != nil {
+			if err := d.zeroFile(top, off, n, mode); err != nil {
 				return err
 			}
 		default:
-			if n, err = d.zeroNew(top, off, end, n, unmap); err != nil {
+			if n, err = d.zeroNew(top, off, end, n, mode); err != nil {
 				return err
 			}
 		}
@@ -46,7 +76,7 @@ func (d *Disk) zero(off, end int64, unmap bool) error {
 }
 
 // zeroNew zeroes sectors at off that a lower layer owns for n bytes, which allocates them. It returns how far it came.
-func (d *Disk) zeroNew(top *layer, off, end, n int64, unmap bool) (int64, error) {
+func (d *Disk) zeroNew(top *layer, off, end, n int64, mode zeroMode) (int64, error) {
 	last := end
 	if end != d.size {
 		last &^= unitSize - 1
@@ -70,7 +100,7 @@ func (d *Disk) zeroNew(top *layer, off, end, n int64, unmap bool) (int64, error)
 	d.locks.lock(u)
 	defer d.locks.unlock(u)
 	// There may be leftovers of a crash under a clear bit, so the hole is punched even where there should be one.
-	if err := d.zeroFile(top, u.lo, u.hi-u.lo, unmap); err != nil {
+	if err := d.zeroFile(top, u.lo, u.hi-u.lo, mode); err != nil {
 		return 0, err
 	}
 	if err := d.extend(top, top.data+u.hi); err != nil {
@@ -94,10 +124,10 @@ func (d *Disk) extend(top *layer, end int64) error {
 	return err
 }
 
-func (d *Disk) zeroFile(top *layer, off, n int64, unmap bool) error {
+func (d *Disk) zeroFile(top *layer, off, n int64, mode zeroMode) error {
 	defer d.wrote()
 	pos := top.data + off
-	if unmap && !d.noPunch.Load() {
+	if mode != zeroKeep && !d.noPunch.Load() {
 		err := top.file.PunchHole(pos, n)
 		if !errors.Is(err, errors.ErrUnsupported) {
 			return err
@@ -110,6 +140,9 @@ func (d *Disk) zeroFile(top *layer, off, n int64, unmap bool) error {
 			return err
 		}
 		d.noZero.Store(true)
+	}
+	if mode == zeroDiscard {
+		return errNotZeroed
 	}
 	for n > 0 {
 		k := min(n, bufBytes)
