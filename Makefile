@@ -57,9 +57,10 @@ test-e2e-long: build ## Those, and the ones that take minutes: all kernels, size
 	@scripts/fetch-kernel.sh current 5.10 5.10-cloud 6.1-cloud 6.12 6.12-cloud
 	@MOOVM_TEST_LONG=1 scripts/e2e.sh
 
-lint: ## gofmt, go vet
+lint: ## gofmt, go vet, also for other systems (docs/PORTABILITY.md)
 	@test -z "$$(gofmt -l .)" || { echo "gofmt wants to change:"; gofmt -l .; exit 1; }
 	$(GO) vet ./...
+	@scripts/vet-ports.sh
 
 staticcheck: ## The deeper checks of honnef.co/go/tools
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...

@@ -2,14 +2,19 @@
 
 package cowdisk
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
+
+var errHost = fmt.Errorf("image files are opened on Linux only; elsewhere pass an FS of your own in the options: %w", errors.ErrUnsupported)
 
 // HostFS exists on Linux only; elsewhere pass an FS of your own in the options.
 type HostFS struct{}
 
-func (HostFS) Open(path string, m OpenMode) (File, error) { return nil, errors.ErrUnsupported }
+func (HostFS) Open(path string, m OpenMode) (File, error) { return nil, errHost }
 func (HostFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
-	return nil, errors.ErrUnsupported
+	return nil, errHost
 }
-func (HostFS) Create(path string) (NewFile, error) { return nil, errors.ErrUnsupported }
-func (HostFS) Resolve(path string) (string, error) { return "", errors.ErrUnsupported }
+func (HostFS) Create(path string) (NewFile, error) { return nil, errHost }
+func (HostFS) Resolve(path string) (string, error) { return "", errHost }

@@ -129,7 +129,7 @@ func (r *ram) freezeWhole(segments []segment) (_ *image, err error) {
 
 // newPages makes a memory file; the caller releases it.
 func newPages() (*memFile, error) {
-	fd, err := unix.MemfdCreate("moovm-pages", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err := memfd("moovm-pages", false)
 	if err != nil {
 		return nil, fmt.Errorf("guest memory: memfd_create: %w", err)
 	}
@@ -141,8 +141,7 @@ func newPages() (*memFile, error) {
 // seal makes a memory file immutable. It fails while anybody can write to a
 // mapping of it.
 func (f *memFile) seal() error {
-	_, err := unix.FcntlInt(uintptr(f.fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
-	if err != nil {
+	if err := sealMemfd(f.fd); err != nil {
 		return fmt.Errorf("guest memory: seal a memory file: %w", err)
 	}
 	return nil

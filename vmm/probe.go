@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -36,6 +35,7 @@ type ProbeStatus string
 
 const (
 	ProbeUsable     ProbeStatus = "usable"     // real hardware virtualisation
+	ProbeSystem     ProbeStatus = "system"     // not built for Linux on x86-64
 	ProbeMissing    ProbeStatus = "missing"    // there is no such device
 	ProbePermission ProbeStatus = "permission" // the device may not be opened
 	ProbeNotKVM     ProbeStatus = "not-kvm"    // the file is not a KVM device
@@ -110,6 +110,8 @@ func Probe(ctx context.Context, path string) (ProbeResult, error) {
 func probe(ctx context.Context, path string) ProbeResult {
 	sys, err := kvm.Open(path)
 	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return ProbeResult{Status: ProbeSystem, Reason: err.Error()}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return ProbeResult{Status: ProbeMissing, Reason: fmt.Sprintf(
 			"there is no %s: this machine has no KVM, or its kernel module (kvm-intel or kvm-amd) is not loaded", path)}
@@ -149,7 +151,7 @@ func probe(ctx context.Context, path string) ProbeResult {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		tid.Store(int32(unix.Gettid()))
+		tid.Store(int32(threadID()))
 		last <- probeRun(ctx, v)
 	}()
 	var end probeEnd
@@ -157,7 +159,7 @@ func probe(ctx context.Context, path string) ProbeResult {
 	case end = <-last:
 	case <-ctx.Done():
 		v.ImmediateExit(true)
-		unix.Tgkill(os.Getpid(), int(tid.Load()), unix.SIGURG)
+		kickThread(int(tid.Load()))
 		end = <-last
 	}
 	name := "the first instruction"

@@ -47,11 +47,7 @@ func newRAM(size int64, huge bool) (_ *ram, err error) {
 			r.Close()
 		}
 	}()
-	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	if huge {
-		flags |= unix.MFD_HUGETLB | unix.MFD_HUGE_2MB
-	}
-	if r.fd, err = unix.MemfdCreate("moovm-ram", flags); err != nil {
+	if r.fd, err = memfd("moovm-ram", huge); err != nil {
 		return nil, fmt.Errorf("guest memory: memfd_create: %w", err)
 	}
 	if err = unix.Ftruncate(r.fd, size); err != nil {
@@ -112,7 +108,7 @@ func (r *ram) place(f func(off, n int64) ([]byte, error)) error {
 }
 
 func (r *ram) mapShared(off, n int64) ([]byte, error) {
-	flags := unix.MAP_SHARED | unix.MAP_NORESERVE
+	flags := unix.MAP_SHARED | mapNoReserve
 	if r.huge {
 		// Huge pages are reserved when they are mapped: an empty pool is an
 		// error then, not a SIGBUS later.

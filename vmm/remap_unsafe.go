@@ -16,7 +16,7 @@ import (
 func remap(mem []byte, off int64, segments []segment) error {
 	base := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
 	for _, s := range segments {
-		flags, fd := uintptr(unix.MAP_PRIVATE|unix.MAP_FIXED|unix.MAP_NORESERVE), -1
+		flags, fd := uintptr(unix.MAP_PRIVATE|unix.MAP_FIXED|mapNoReserve), -1
 		if s.file != nil {
 			fd = s.file.fd
 		} else {
@@ -33,7 +33,7 @@ func remap(mem []byte, off int64, segments []segment) error {
 
 // reserve takes n bytes of address space without memory.
 func reserve(n int64) ([]byte, error) {
-	return unix.Mmap(-1, 0, int(n), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	return unix.Mmap(-1, 0, int(n), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|mapNoReserve)
 }
 
 // moveAway moves the pages of mem, a shared mapping of a file, to another
@@ -45,7 +45,7 @@ func moveAway(mem []byte) uintptr {
 	const dontUnmap = 4
 	old := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
 	n := uintptr(len(mem))
-	at, _, errno := unix.Syscall6(unix.SYS_MREMAP, old, n, n, unix.MREMAP_MAYMOVE|dontUnmap, 0, 0)
+	at, _, errno := unix.Syscall6(sysMremap, old, n, n, mayMove|dontUnmap, 0, 0)
 	if errno != 0 {
 		return 0
 	}
@@ -57,14 +57,6 @@ func unmapAt(addr uintptr, n int) error {
 		return errno
 	}
 	return nil
-}
-
-// advise keeps guests out of core files and lets memory have huge pages where
-// the host allows it to memory files (shmem_enabled: advise), which fault 512
-// times less. Both are best effort.
-func advise(mem []byte) {
-	unix.Madvise(mem, unix.MADV_DONTDUMP)
-	unix.Madvise(mem, unix.MADV_HUGEPAGE)
 }
 
 // pageOf is the number of the page that mem begins with.

@@ -94,7 +94,7 @@ type threadTime struct {
 func (t *threadTime) begin() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tid = unix.Gettid()
+	t.tid = threadID()
 	t.begun = threadClock(t.tid)
 }
 

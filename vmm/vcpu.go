@@ -3,13 +3,11 @@ package vmm
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
 	"sync/atomic"
 
 	"github.com/moovm/moovm/internal/kvm"
-	"golang.org/x/sys/unix"
 )
 
 // vcpu is one virtual processor and the thread that runs it.
@@ -35,12 +33,11 @@ const numExitKinds = 32
 
 // kick makes the vCPU leave the guest, or not enter it, whatever it does. The
 // flag is set first: a thread between its last look at the machine's state and
-// KVM_RUN is caught by it, one in KVM_RUN by the signal. The Go runtime has a
-// handler for SIGURG and takes any number of them.
+// KVM_RUN is caught by it, one in KVM_RUN by the signal.
 func (c *vcpu) kick() {
 	c.v.ImmediateExit(true)
 	if tid := c.tid.Load(); tid != 0 {
-		unix.Tgkill(os.Getpid(), int(tid), unix.SIGURG)
+		kickThread(int(tid))
 	}
 }
 
@@ -48,7 +45,7 @@ func (c *vcpu) kick() {
 func (c *vcpu) run() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	c.tid.Store(int32(unix.Gettid()))
+	c.tid.Store(int32(threadID()))
 	defer c.tid.Store(0)
 	c.time.begin()
 	defer c.time.end()

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Benchdisk measures cowdisk against raw pread/pwrite on the same file system and against qcow2 (qemu-img bench), all in one run, and
 // prints a table in Markdown.
 //

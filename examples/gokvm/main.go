@@ -1,3 +1,5 @@
+//go:build linux && amd64
+
 // Command gokvm plugs moovm's virtio block and 9P devices into somebody else's
 // machine: an unmodified github.com/bobuhiro11/gokvm boots a stock Linux kernel
 // with its root on a copy-on-write image.

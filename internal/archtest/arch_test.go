@@ -29,7 +29,7 @@ var arrows = map[string][]string{
 	"virtiorng":             {"virtio"},
 	"virtio9p":              {"virtio", "internal/ratelog"},
 	"virtio9p/virtio9ptest": {"virtio", "virtio/virtiotest", "virtio9p"},
-	"internal/kvm":          {},
+	"internal/kvm":          {"internal/host"},
 	"internal/host":         {},
 	"internal/reexec":       {},
 	"internal/ptytest":      {},

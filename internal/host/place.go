@@ -53,6 +53,9 @@ func Choose(ctx context.Context, accel string, probe Probe) (Place, error) {
 	if err := CheckAccel(accel); err != nil {
 		return Place{}, err
 	}
+	if err := Supported(); err != nil {
+		return Place{}, err
+	}
 	inside := InSandbox()
 	if accel == AccelSandbox && !inside {
 		return Place{Sandbox: true}, nil

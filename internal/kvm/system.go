@@ -6,6 +6,8 @@ import (
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
+
+	"github.com/moovm/moovm/internal/host"
 )
 
 // APIVersion is the only version of the KVM interface there ever was.
@@ -22,8 +24,12 @@ type System struct {
 }
 
 // Open opens the KVM device at path. The error wraps fs.ErrNotExist,
-// fs.ErrPermission or ErrNotKVM.
+// fs.ErrPermission, ErrNotKVM or, where this package's KVM cannot be,
+// errors.ErrUnsupported.
 func Open(path string) (*System, error) {
+	if err := host.Supported(); err != nil {
+		return nil, err
+	}
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)

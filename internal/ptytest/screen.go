@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package ptytest runs programs on a pseudo-terminal, for tests: it types, and
 // reads the screen.
 package ptytest
