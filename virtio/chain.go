@@ -38,6 +38,7 @@ var ErrShort = errors.New("virtio: chain is too short")
 type DescriptorChain struct {
 	head     uint16
 	inFlight atomic.Bool
+	behind   uint16   // the queue's nextAvail once it was taken
 	segs     [][]byte // readable, then writable
 	r        ChainReader
 	w, tail  ChainWriter

@@ -2,6 +2,7 @@ package virtio
 
 // Device types (virtio 1.2, section 5).
 const (
+	IDNet   = 1
 	IDBlock = 2
 	ID9P    = 9
 )

@@ -139,6 +139,7 @@ func (c QueueConfig) Activate(mem *Memory, features uint64, kick *Event, interru
 		tracker:   c.Tracker,
 		resubmit:  append([]uint16(nil), c.Resubmit...),
 		chains:    make([]DescriptorChain, c.Size),
+		done:      make(chan struct{}),
 		nextAvail: c.AvailIndex,
 		usedIdx:   c.UsedIndex,
 		signalled: c.UsedIndex,
@@ -149,8 +150,8 @@ func (c QueueConfig) Activate(mem *Memory, features uint64, kick *Event, interru
 
 // Queue is a running split virtqueue (section 2.7), seen from the device.
 //
-// One goroutine at a time calls Wait and Next; Push, Notify, Stop and Stopped
-// may be called from any. The driver can put anything into the rings: every
+// One goroutine at a time calls Wait, Next and PutBack; Push, Notify, Wake,
+// Stop, Stopped and Done may be called from any. The driver can put anything into the rings: every
 // index and address read from there is checked, once, on a private copy.
 type Queue struct {
 	mem                *Memory
@@ -170,6 +171,8 @@ type Queue struct {
 	interrupt func()
 	tracker   Tracker
 	stopped   atomic.Bool
+	done      chan struct{} // closed by Stop
+	woken     atomic.Bool
 	broken    atomic.Uint64
 
 	// The consumer's side.
@@ -178,6 +181,8 @@ type Queue struct {
 	nextAvail uint16
 	budget    int  // chains Next may still yield before the next Wait
 	refused   bool // Next returned chains by itself
+
+	resubmitted bool // some chains did not come from the ring
 
 	// The producer's side. Guest memory is touched under mu, and may be gone
 	// (CatchFault): only defer unlocks it.
@@ -223,6 +228,7 @@ func (q *Queue) Next() (*DescriptorChain, error) {
 		}
 		q.budget--
 		c := &q.chains[head]
+		c.behind = q.nextAvail
 		if !c.inFlight.CompareAndSwap(false, true) {
 			return nil, fmt.Errorf("%w: head %d was offered again while in flight", ErrRing, head)
 		}
@@ -249,6 +255,7 @@ func (q *Queue) nextHead() (head uint16, ok bool, err error) {
 	if len(q.resubmit) > 0 {
 		head = q.resubmit[0]
 		q.resubmit = q.resubmit[1:]
+		q.resubmitted = true
 		return head, true, nil
 	}
 	idx := q.availIdx.Load()
@@ -266,8 +273,30 @@ func (q *Queue) nextHead() (head uint16, ok bool, err error) {
 	return head, true, nil
 }
 
-// Wait blocks until there are chains for Next, or the queue is stopped, which
-// it reports as false. It asks the driver for a notification and looks again
+// PutBack undoes the Next that returned c: the chain was not used and is the
+// next one again, now or when the queue is resumed from its Position. Several
+// are put back in the reverse order. It reports false where that cannot be,
+// and the chain must be pushed: when Next has taken others from the ring since
+// (that made no sense), and when chains in flight are written down elsewhere
+// (Tracker, Resubmit).
+func (q *Queue) PutBack(c *DescriptorChain) bool {
+	if q.tracker != nil || q.resubmitted || c.behind != q.nextAvail || !c.inFlight.CompareAndSwap(true, false) {
+		return false
+	}
+	q.nextAvail--
+	q.budget++
+	return true
+}
+
+// Wake makes Wait return true, now or when it is called next, also if there is
+// no chain: for a device that waits for something else besides.
+func (q *Queue) Wake() {
+	q.woken.Store(true)
+	q.kick.Signal() // an error means it is closed, and Wait has returned
+}
+
+// Wait blocks until there are chains for Next, or Wake was called, or the queue
+// is stopped, which it reports as false. It asks the driver for a notification and looks again
 // before it sleeps, so none is lost.
 func (q *Queue) Wait() bool {
 	if q.budget <= 0 {
@@ -275,7 +304,7 @@ func (q *Queue) Wait() bool {
 	}
 	q.budget = int(q.size)
 	for !q.stopped.Load() {
-		if q.ready() {
+		if q.woken.Swap(false) || q.ready() {
 			return true
 		}
 		// Whoever is ready to serve a chain goes first: the kernel does not
@@ -334,7 +363,7 @@ func (q *Queue) setUsedFlags(f uint16) {
 	defer q.mu.Unlock()
 	if q.usedFlags != f && !q.closed {
 		q.usedFlags = f
-		atomic.StoreUint32(q.usedWord, uint32(f)|uint32(q.usedIdx)<<16)
+		q.publishUsed()
 	}
 }
 
@@ -343,20 +372,55 @@ func (q *Queue) setUsedFlags(f uint16) {
 func (q *Queue) Push(c *DescriptorChain) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	head, n := c.head, c.Written()
-	if q.closed || !c.inFlight.CompareAndSwap(true, false) {
+	head := c.head
+	if q.closed || !c.inFlight.Load() {
 		return
 	}
 	if q.tracker != nil {
 		q.tracker.Returning(head)
 	}
-	e := q.usedRing[usedElemSize*int(q.usedIdx&q.mask):][:usedElemSize]
-	binary.LittleEndian.PutUint64(e, uint64(head)|uint64(n)<<32)
-	q.usedIdx++
-	atomic.StoreUint32(q.usedWord, uint32(q.usedFlags)|uint32(q.usedIdx)<<16)
+	q.putUsed(c)
+	q.publishUsed()
 	if q.tracker != nil {
 		q.tracker.Returned(head, q.usedIdx)
 	}
+}
+
+// PushAll is Push for chains that the driver must see returned at the same
+// time, as the buffers of one received packet (section 5.1.6.4.1). With a
+// Tracker, which knows no such thing, they are pushed one by one.
+func (q *Queue) PushAll(cs []*DescriptorChain) {
+	if q.tracker != nil {
+		for _, c := range cs {
+			q.Push(c)
+		}
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return
+	}
+	for _, c := range cs {
+		q.putUsed(c)
+	}
+	q.publishUsed()
+}
+
+// putUsed writes the used element of a chain that is in flight; mu is held.
+func (q *Queue) putUsed(c *DescriptorChain) {
+	head, n := c.head, c.Written()
+	if !c.inFlight.CompareAndSwap(true, false) {
+		return
+	}
+	e := q.usedRing[usedElemSize*int(q.usedIdx&q.mask):][:usedElemSize]
+	binary.LittleEndian.PutUint64(e, uint64(head)|uint64(n)<<32)
+	q.usedIdx++
+}
+
+// publishUsed shows the driver the used elements written so far; mu is held.
+func (q *Queue) publishUsed() {
+	atomic.StoreUint32(q.usedWord, uint32(q.usedFlags)|uint32(q.usedIdx)<<16)
 }
 
 // Notify interrupts the driver if it wants to know about any of the chains
@@ -386,12 +450,16 @@ func (q *Queue) wantsInterrupt() bool {
 // still be pushed.
 func (q *Queue) Stop() {
 	if !q.stopped.Swap(true) {
+		close(q.done)
 		q.kick.Signal() // an error means it is closed, and Wait has returned
 	}
 }
 
 // Stopped reports whether Stop was called.
 func (q *Queue) Stopped() bool { return q.stopped.Load() }
+
+// Done is closed when Stop is called.
+func (q *Queue) Done() <-chan struct{} { return q.done }
 
 // Release ends all access to the rings: a later Push or Notify does nothing.
 // Transports call it when ServeQueue has returned, or when they can no longer

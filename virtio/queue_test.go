@@ -859,3 +859,104 @@ func TestWrote(t *testing.T) {
 		t.Errorf("%d bytes written", n)
 	}
 }
+
+// Chains that were taken and not used are put back, in their order, and are
+// not part of what a resumed queue has lost.
+func TestPutBack(t *testing.T) {
+	g := newRig(t, 8, allRing)
+	var heads []uint16
+	for range 3 {
+		h, err := g.r.Add(g.buf(16, true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		heads = append(heads, h)
+	}
+	g.r.Publish()
+	for range 3 {
+		a, b := g.next(t), g.next(t)
+		if a.Head() != heads[0] || b.Head() != heads[1] {
+			t.Fatalf("heads %d, %d", a.Head(), b.Head())
+		}
+		if g.q.PutBack(a) {
+			t.Fatal("the first one is put back before the second one")
+		}
+		if !g.q.PutBack(b) || !g.q.PutBack(a) || g.q.PutBack(a) {
+			t.Fatal("not put back, or twice")
+		}
+		if avail, used := g.q.Position(); avail != 0 || used != 0 {
+			t.Errorf("position %d, %d", avail, used)
+		}
+	}
+	// One that makes no sense was returned in between: its place is taken.
+	a := g.next(t)
+	g.next(t)
+	g.next(t)
+	g.r.SetDesc(5, 1<<52, 8, 0, 0)
+	g.r.Offer(5)
+	g.r.Publish()
+	if c, err := g.q.Next(); c != nil || err != nil {
+		t.Fatal(c, err)
+	}
+	if g.q.PutBack(a) {
+		t.Error("put back in the place of another")
+	}
+}
+
+// The chains of PushAll become visible at the same time.
+func TestPushAll(t *testing.T) {
+	g := newRig(t, 8, allRing)
+	var cs []*virtio.DescriptorChain
+	for i := range 3 {
+		if _, err := g.r.Add(g.buf(16, true)); err != nil {
+			t.Fatal(err)
+		}
+		g.r.Publish()
+		c := g.next(t)
+		c.Writer().Write(make([]byte, i+1))
+		cs = append(cs, c)
+	}
+	g.q.PushAll(cs)
+	g.q.PushAll(cs) // they are not in flight any more
+	if n := g.r.UsedIdx(); n != 3 {
+		t.Errorf("used.idx %d", n)
+	}
+	for i, c := range cs {
+		if head, n, ok := g.r.Used(); !ok || head != c.Head() || n != uint32(i+1) {
+			t.Errorf("used element %d: head %d, length %d, %v", i, head, n, ok)
+		}
+	}
+	g.q.Notify()
+	if n := g.irqs.Load(); n != 1 {
+		t.Errorf("%d interrupts", n)
+	}
+	g.q.Release()
+	g.q.PushAll(cs)
+}
+
+func TestWakeAndDone(t *testing.T) {
+	g := newRig(t, 8, allRing)
+	g.q.Wake()
+	if !g.q.Wait() {
+		t.Error("stopped")
+	}
+	woken := make(chan bool)
+	go func() { woken <- g.q.Wait() }()
+	select {
+	case <-woken:
+		t.Fatal("one Wake ends two Waits")
+	case <-g.q.Done():
+		t.Fatal("done before Stop")
+	case <-time.After(5 * time.Millisecond):
+	}
+	g.q.Wake()
+	if !<-woken {
+		t.Error("stopped")
+	}
+	g.q.Stop()
+	g.q.Stop()
+	<-g.q.Done()
+	if g.q.Wait() {
+		t.Error("not stopped")
+	}
+}

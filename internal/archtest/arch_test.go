@@ -27,6 +27,7 @@ var arrows = map[string][]string{
 	"virtio/virtiotest":     {"virtio", "virtio/pci", "virtio/mmio", "virtio/vhostuser"},
 	"virtioblk":             {"virtio"},
 	"virtiorng":             {"virtio"},
+	"virtionet":             {"virtio"},
 	"virtio9p":              {"virtio", "internal/ratelog"},
 	"virtio9p/virtio9ptest": {"virtio", "virtio/virtiotest", "virtio9p"},
 	"internal/kvm":          {"internal/host"},

@@ -66,7 +66,7 @@ type configSpace struct {
 func (c *configSpace) intxDisabled() bool { return c.noINTx.Load() }
 
 // classes are the customary class codes by device type.
-var classes = map[uint32]uint32{1: 0x020000, virtio.IDBlock: 0x010000, 3: 0x078000, virtio.ID9P: 0x018000}
+var classes = map[uint32]uint32{virtio.IDNet: 0x020000, virtio.IDBlock: 0x010000, 3: 0x078000, virtio.ID9P: 0x018000}
 
 // initConfig sets the power-on state.
 func (f *Function) initConfig() {
