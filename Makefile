@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast test-race test-long test-fuzz test-e2e test-e2e-long lint staticcheck fuzz soak bench-disk bench-virtio bench-vmm bench-9p clean
+.PHONY: help setup build demo test test-fast test-race test-long test-fuzz test-e2e test-e2e-long lint staticcheck fuzz soak bench-disk bench-virtio bench-vmm bench-9p bench-fork clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ bench-virtio: ## The block device alone, and against qemu-storage-daemon over vh
 
 bench-vmm: build ## The machine beside QEMU in the sandbox: time to boot, memory, disk (see docs/VMM.md)
 	MOOVM_TEST_LONG=1 scripts/e2e.sh 'TestLongMachine(BootTime|BootCosts|Costs|DiskSpeed)'
+
+bench-fork: ## Snapshot, fork and rewind of bare-metal guests, on this machine's KVM (see docs/FORK.md)
+	$(GO) test -run '^$$' -bench 'Fork|Snapshot|Rewind|Clone' -benchtime 100x ./vmm
 
 bench-9p: build ## Shares beside QEMU's virtio-9p in the sandbox (see docs/BENCH-9P.md)
 	MOOVM_TEST_LONG=1 scripts/e2e.sh TestLongShareSpeed

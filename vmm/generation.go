@@ -9,6 +9,10 @@ import (
 // that boots, is forked from a snapshot, or is rewound.
 type Generation [16]byte
 
+// GenerationAddress is the guest-physical address of the generation. Guests with
+// ACPI find it by the device VM_Gen_Counter.
+const GenerationAddress = 0xff000
+
 // newGeneration gives the machine another generation, where its guest can read
 // it; its memory must stand still.
 func (m *Machine) newGeneration() {

@@ -29,7 +29,7 @@ const (
 	addrLowEnd      = 0x9fc00
 	addrACPI        = 0xe0000
 	sizeACPI        = 0x1f000
-	addrGeneration  = 0xff000
+	addrGeneration  = GenerationAddress
 	addrResetVector = 0xffff0
 	addrHigh        = 0x100000
 
