@@ -53,13 +53,15 @@ func (r *machineRequest) runBoxed(ctx context.Context, g *globals) error {
 	return box.run(ctx, g, c)
 }
 
-// writable are the folders that the machine writes to.
-func (r *machineRequest) writable() (folders []string, err error) {
+// writable are the files and folders that the machine writes to.
+func (r *machineRequest) writable() (paths []string, err error) {
 	for _, f := range r.disks {
 		if !f.readOnly {
-			if err := addFolder(&folders, f.path); err != nil {
+			path, err := absPath(f.path)
+			if err != nil {
 				return nil, err
 			}
+			paths = append(paths, path)
 		}
 	}
 	for _, f := range r.shares {
@@ -68,25 +70,17 @@ func (r *machineRequest) writable() (folders []string, err error) {
 			if err != nil {
 				return nil, err
 			}
-			folders = append(folders, dir)
+			paths = append(paths, dir)
 		}
 	}
-	if r.console != "" && r.console != "-" {
-		return folders, addFolder(&folders, r.console)
+	if r.console != "" && r.console != "-" { // which need not exist yet
+		path, err := absPath(r.console)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, filepath.Dir(path))
 	}
-	return folders, nil
-}
-
-// addFolder adds the folder that file is in.
-func addFolder(folders *[]string, file string) error {
-	path, err := absPath(file)
-	if err != nil {
-		return err
-	}
-	if dir := filepath.Dir(path); !slices.Contains(*folders, dir) {
-		*folders = append(*folders, dir)
-	}
-	return nil
+	return paths, nil
 }
 
 // box is a command for the sandbox, with this process's streams.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/ptytest"
 	"github.com/moovm/moovm/internal/sandbox"
@@ -124,5 +126,65 @@ func TestHungBoxed(t *testing.T) {
 				t.Errorf("%v, want status %d", err, c.status)
 			}
 		})
+	}
+}
+
+// What a guest in the sandbox discards is a hole in the image on this machine,
+// of a raw image and of an overlay, and nothing else in their folder is reached.
+func TestTrimBoxed(t *testing.T) {
+	flags := inSandbox(t)
+	dir := t.TempDir()
+	const size = 32 << 20
+	raw, cow := filepath.Join(dir, "data.img"), filepath.Join(dir, "data.cow")
+	if err := os.WriteFile(raw, bytes.Repeat([]byte("x"), size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	boxedMoovm(t, dir, "create", "--size", "64M", cow)
+	boxedMoovm(t, dir, append(append([]string{"run"}, flags...), "--disk", raw+",format=raw", "--disk", cow, "--", "sh", "-ec", `
+		cmp -n 33554432 /dev/vdb /dev/zero && exit 9
+		blkdiscard -o 1M -l 30M /dev/vdb
+		yes | head -c 24M >/dev/vdc; sync
+		blkdiscard -l 22M /dev/vdc
+		blkdiscard -z -o 22M -l 1M /dev/vdc
+		sync`)...)
+	for _, path := range []string{raw, cow} {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || st.Blocks*512 < 1<<20 || st.Blocks*512 > 8<<20 {
+			t.Errorf("%s has %d KiB on the disk; 2 MiB are left in it (%v)", path, st.Blocks/2, err)
+		}
+	}
+	got, err := os.ReadFile(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte("x"), size)
+	clear(want[1<<20 : 31<<20])
+	if !bytes.Equal(got, want) {
+		t.Error("the raw image has not what is left of it")
+	}
+	boxedMoovm(t, dir, "check", cow)
+	flat := filepath.Join(dir, "flat.img")
+	boxedMoovm(t, dir, "flatten", cow, flat)
+	want = make([]byte, 64<<20)
+	copy(want[23<<20:24<<20], bytes.Repeat([]byte("y\n"), 1<<19))
+	if got, err := os.ReadFile(flat); err != nil || !bytes.Equal(got[22<<20:], want[22<<20:]) {
+		t.Errorf("the overlay has not what was written to it (%v)", err)
+	}
+}
+
+// boxedMoovm runs the program to its good end.
+func boxedMoovm(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(os.Getenv("MOOVM_BIN"), args...)
+	cmd.Dir = dir
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	hung := time.AfterFunc(4*time.Minute, func() { cmd.Process.Kill() })
+	defer hung.Stop()
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("moovm %q: %v\n%s", args, err, out.String())
 	}
 }

@@ -23,8 +23,8 @@ func newSandboxCommand(g *globals) *cobra.Command {
 		Short: "Run a command on an emulated host whose KVM works",
 		Long: `Boots an emulated host (QEMU without hardware help, its processor has AMD SVM)
 and runs COMMAND there: /dev/kvm works in it. All files of this machine are
-there as they are; what COMMAND writes is thrown away, except below the
-folders given with --writable. Of the environment it gets PATH, HOME, USER, TERM,
+there as they are; what COMMAND writes is thrown away, except to the files and
+below the folders given with --writable. Of the environment it gets PATH, HOME, USER, TERM,
 LANG, LC_*, TZ, TMPDIR and the like, MOOVM_*, and what --env names. An interrupt
 that comes before COMMAND has started ends the sandbox (exit status 130); later
 ones are COMMAND's, whose exit status is this program's.`,
@@ -74,7 +74,7 @@ ones are COMMAND's, whose exit status is this program's.`,
 	f.StringVar(&c.Modules, "modules", "", "its modules `DIR` (default: beside the kernel)")
 	f.Var(&memory, "memory", "memory of the emulated host")
 	f.IntVar(&c.CPUs, "cpus", sandbox.DefaultCPUs, "processors of the emulated host")
-	f.StringArrayVar(&c.Writable, "writable", nil, "`DIR` the command may write to (repeatable)")
+	f.StringArrayVar(&c.Writable, "writable", nil, "folder or regular file `PATH` the command may write to; a file keeps its holes and gets new ones (repeatable)")
 	f.StringArrayVar(&env, "env", nil, "`NAME[=VALUE]`: a further environment variable for COMMAND, with its value here if none is given (repeatable)")
 	f.StringVar(&console, "console", "", "keep what the emulated host's kernel says in `FILE`")
 	f.StringVar(&c.QEMU, "qemu", "", "emulator `PROGRAM` (default "+sandbox.DefaultQEMU+")")

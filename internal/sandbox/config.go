@@ -41,8 +41,10 @@ type Config struct {
 	CPUs   int
 	// Command is what to run, with paths as on this machine.
 	Command guest.Command
-	// Writable are folders of this machine whose files the command may change.
-	// Everything it writes elsewhere is gone when the sandbox ends.
+	// Writable are what of this machine the command may change: folders with
+	// all that is in them, and regular files, which keep their holes and get
+	// those that the command makes. Everything it writes elsewhere is gone when
+	// the sandbox ends.
 	Writable []string
 	// Stdin, Stdout and Stderr are the command's. Nil reads nothing, discards.
 	Stdin          io.Reader
@@ -113,16 +115,29 @@ func (c *Config) validate() error {
 	if c.Memory < 512<<20 {
 		return fmt.Errorf("sandbox: memory of %d MiB is too little for an emulated host; give at least 512M", c.Memory>>20)
 	}
-	for _, dir := range c.Writable {
-		if !filepath.IsAbs(dir) {
-			return fmt.Errorf("sandbox: writable folder %q is not an absolute path", dir)
+	for _, path := range c.Writable {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("sandbox: writable %q is not an absolute path", path)
 		}
-		switch st, err := os.Stat(dir); {
+		switch st, err := os.Stat(path); {
 		case err != nil:
-			return fmt.Errorf("sandbox: writable folder: %w", err)
-		case !st.IsDir():
-			return fmt.Errorf("sandbox: %s is not a folder", dir)
+			return fmt.Errorf("sandbox: writable: %w", err)
+		case !st.IsDir() && !st.Mode().IsRegular():
+			return fmt.Errorf("sandbox: %s is neither a folder nor a regular file, so the command cannot be given it to write to", path)
 		}
 	}
 	return nil
+}
+
+// writable sorts what the command may write to. A file in one of the folders
+// is a file all the same: 9P knows no holes.
+func (c *Config) writable() (folders, files []string) {
+	for _, path := range c.Writable {
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+			files = append(files, path)
+		} else {
+			folders = append(folders, path)
+		}
+	}
+	return folders, files
 }

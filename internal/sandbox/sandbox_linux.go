@@ -52,6 +52,11 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 		return 0, err
 	}
 	defer kernel.Close()
+	files, err := serveFiles(&c)
+	if err != nil {
+		return 0, err
+	}
+	defer files.Close()
 	archive, err := initramfs(&c, kernel)
 	if err != nil {
 		return 0, err
@@ -84,6 +89,9 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 	var complaints bytes.Buffer
 	cmd := exec.CommandContext(life, qemu, qemuArgs(&c)...)
 	cmd.ExtraFiles = []*os.File{kernelFile, initrdFile, theirs} // 3, 4, 5
+	if files != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, files.theirs) // filesFD
+	}
 	cmd.Stdout = console
 	cmd.Stderr = &complaints
 	// A killed moovm takes its emulator along. The signal follows the thread
@@ -140,7 +148,11 @@ func initramfs(c *Config, kernel *kernel.Kernel) (*guest.Initramfs, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := mods.Resolve(requiredModules...)
+	required := requiredModules
+	if _, files := c.writable(); len(files) > 0 {
+		required = append(slices.Clone(required), "virtiofs")
+	}
+	files, err := mods.Resolve(required...)
 	if err != nil {
 		return nil, fmt.Errorf("the sandbox's kernel %s: %w", kernel.Release, err)
 	}
@@ -173,9 +185,11 @@ func initConfig(c *Config) *guest.InitConfig {
 		// Guests' memory in pages of 2 MiB: a fault costs two emulations here.
 		Settings: map[string]string{"/sys/kernel/mm/transparent_hugepage/shmem_enabled": "advise"},
 	}
-	for i, dir := range c.Writable {
+	folders, files := c.writable()
+	for i, dir := range folders {
 		conf.Mounts = append(conf.Mounts, guest.Mount{Source: shareTag(i), Target: dir, Type: "9p", Options: mountOptions})
 	}
+	conf.Mounts = append(conf.Mounts, fileMounts(files)...)
 	return conf
 }
 
@@ -208,8 +222,12 @@ func qemuArgs(c *Config) []string {
 			"-device", "virtio-9p-pci,fsdev="+tag+",mount_tag="+tag)
 	}
 	share("host", "/", ",readonly=on")
-	for i, dir := range c.Writable {
+	folders, files := c.writable()
+	for i, dir := range folders {
 		share(shareTag(i), filepath.Clean(dir), "")
+	}
+	if len(files) > 0 {
+		args = append(args, filesArgs(c)...)
 	}
 	return args
 }

@@ -13,6 +13,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/reexec"
 )
@@ -28,16 +30,12 @@ func TestMain(m *testing.M) {
 
 func TestConfig(t *testing.T) {
 	command := guest.Command{Args: []string{"true"}}
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o666); err != nil {
-		t.Fatal(err)
-	}
 	for want, c := range map[string]Config{
 		"no command":           {},
 		"at least 512M":        {Command: command, Memory: 64 << 20},
 		"not an absolute path": {Command: command, Writable: []string{"rel"}},
 		"no such file":         {Command: command, Writable: []string{"/nonexistent/folder"}},
-		"not a folder":         {Command: command, Writable: []string{file}},
+		"nor a regular file":   {Command: command, Writable: []string{os.DevNull}},
 		"qemu-system-x86":      {Command: command, QEMU: "/nonexistent/qemu"},
 	} {
 		if _, err := Run(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) {
@@ -74,6 +72,40 @@ func TestQEMUArgs(t *testing.T) {
 	if !slices.Equal(targets, c.Writable) {
 		t.Errorf("mounted at %q", targets)
 	}
+}
+
+// A writable file is passed as a file, and its folder is not.
+func TestWritableFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Memory: 3 << 30, Writable: []string{file, "/c"}}
+	args := strings.Join(qemuArgs(&c), " ")
+	for what, want := range map[string]bool{
+		"vhost-user-fs-pci,chardev=files,tag=files":          true,
+		"memory-backend-memfd,id=memory,size=3072M,share=on": true,
+		"local,id=rw0,path=/c,":                              true,
+		"id=rw1":                                             false,
+		"path=" + filepath.Dir(file):                         false,
+	} {
+		if strings.Contains(args, what) != want {
+			t.Errorf("%q in %q: want %v", what, args, want)
+		}
+	}
+	want := []guest.Mount{
+		{Source: "rw0", Target: "/c", Type: "9p", Options: mountOptions},
+		{Source: "files", Target: "/run/moovm-files", Type: "virtiofs"},
+		{Source: "/run/moovm-files/0", Target: file, Options: "bind"},
+	}
+	if got := initConfig(&c).Mounts; !slices.Equal(got, want) {
+		t.Errorf("mounts %+v, want %+v", got, want)
+	}
+	s, err := serveFiles(&c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close() // QEMU was not started; goleak sees what stays
 }
 
 // needEmulation skips a test where the emulated host cannot boot.
@@ -173,5 +205,50 @@ func TestSandboxBroken(t *testing.T) {
 	_, err := Run(t.Context(), c)
 	if err == nil || !strings.Contains(err.Error(), "no such machine") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// What the command does to a writable file is done to it, holes included, and
+// to nothing else in its folder.
+func TestSandboxFile(t *testing.T) {
+	c := needEmulation(t)
+	dir := t.TempDir()
+	file, other := filepath.Join(dir, "file"), filepath.Join(dir, "other")
+	const size = 8 << 20
+	for _, path := range []string{file, other} {
+		if err := os.WriteFile(path, bytes.Repeat([]byte("x"), size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Writable = []string{file}
+	stdout, stderr, status := c.run(t, t.Context(), `
+		set -e
+		cd `+dir+`
+		dd if=file bs=1M status=none | tr -d x | wc -c
+		printf begin | dd of=file conv=notrunc status=none
+		fallocate -p -o 1M -l 6M file
+		dd if=file bs=1M skip=1 count=6 status=none | tr -d '\0' | wc -c
+		printf more >>file
+		fallocate -z -o 7M -l 64K file
+		stat -c %s file
+		sync file
+		chmod 644 file 2>/dev/null || echo no chmod
+		echo gone >other; ls`)
+	if want := "0\n0\n8388612\nno chmod\nfile\nother\n"; stdout != want || status != 0 {
+		t.Errorf("stdout %q, want %q; status %d, stderr %q", stdout, want, status, stderr)
+	}
+	want := bytes.Repeat([]byte("x"), size)
+	if got, err := os.ReadFile(other); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the other file was changed too (%v)", err)
+	}
+	copy(want, "begin")
+	clear(want[1<<20 : 7<<20+64<<10])
+	want = append(want, "more"...)
+	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the file has not what was written (%v)", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil || st.Blocks*512 > 3<<20 {
+		t.Errorf("%d KiB on the disk, with a hole of 6 MiB in 8 MiB (%v)", st.Blocks/2, err)
 	}
 }
