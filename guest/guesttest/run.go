@@ -174,11 +174,13 @@ func (r *runner) run(ctx context.Context, kernel string, first bool, start func(
 	var box sandboxed
 	scratch := ""
 	if r.place.Sandbox {
-		if !j.Config.Quiet && first {
-			fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", r.reason())
+		begin := func() {
+			if !j.Config.Quiet && first {
+				fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", r.reason())
+			}
 		}
 		var err error
-		if box, err = openSandbox(ctx, &j.Config); err != nil {
+		if box, err = openSandbox(ctx, &j.Config, begin); err != nil {
 			return guest.StatusCannotRun, err
 		}
 		defer box.Close()
@@ -305,7 +307,9 @@ const (
 
 // openSandbox joins the shared sandbox, or opens one of its own for a guest
 // that the shared one does not suit: it cannot change folders of this machine.
-func openSandbox(ctx context.Context, c *Config) (sandboxed, error) {
+// begin is called unless there is one already: of the packages of a
+// `go test ./...`, which share one, by the first.
+func openSandbox(ctx context.Context, c *Config, begin func()) (sandboxed, error) {
 	kernel, err := host.SandboxKernel(c.Kernels[0])
 	if err != nil {
 		return nil, err
@@ -322,12 +326,13 @@ func openSandbox(ctx context.Context, c *Config) (sandboxed, error) {
 	}
 	if len(conf.Writable) == 0 && c.Memory <= sandboxLargest {
 		conf.Memory = sandboxMemory
-		s, err := sandbox.Join(ctx, conf)
+		s, err := sandbox.Join(ctx, conf, begin)
 		if err != nil {
 			return nil, err
 		}
 		return sharedSandbox{s}, nil
 	}
+	begin()
 	dir, err := os.MkdirTemp("", "moovm-test-")
 	if err != nil {
 		return nil, err

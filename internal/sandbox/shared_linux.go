@@ -66,8 +66,9 @@ type Session struct {
 // Memory and number of CPUs, and starts it when there is none; c.Init is its
 // init then, and this program its server: it must give Server to reexec.Do
 // first thing in main. The other fields of c mean nothing. Join waits until commands
-// can be run.
-func Join(ctx context.Context, c Config) (*Session, error) {
+// can be run. begin is called at most once, when there was no sandbox and one is
+// started: of all calls that come to share it, by one.
+func Join(ctx context.Context, c Config, begin func()) (*Session, error) {
 	c.setDefaults()
 	if _, err := exec.LookPath(c.QEMU); err != nil {
 		return nil, fmt.Errorf("%w (%v)", ErrNoQEMU, err)
@@ -78,8 +79,9 @@ func Join(ctx context.Context, c Config) (*Session, error) {
 		return nil, err
 	}
 	s.Init = c.Init
+	begin = sync.OnceFunc(begin)
 	for try := 1; ; try++ {
-		session, err := s.join(ctx)
+		session, err := s.join(ctx, begin)
 		// A server that was about to end when it was connected to is no error,
 		// and an emulated host may fail to boot once: QEMU's emulation is not
 		// without faults.
@@ -100,8 +102,8 @@ func (e *startError) Error() string { return e.text }
 
 var errServerGone = errors.New("the sandbox's server is gone before it was ready")
 
-func (s *sharedConfig) join(ctx context.Context) (*Session, error) {
-	conn, err := s.connect()
+func (s *sharedConfig) join(ctx context.Context, begin func()) (*Session, error) {
+	conn, err := s.connect(begin)
 	if err != nil {
 		return nil, err
 	}
@@ -210,8 +212,9 @@ func (s *sharedConfig) lock() (unlock func(), err error) {
 }
 
 // connect connects to the server, which it starts if there is none. The
-// socket is made here, so that the server need not be waited for.
-func (s *sharedConfig) connect() (net.Conn, error) {
+// socket is made here, so that the server need not be waited for. It calls begin if
+// it started one.
+func (s *sharedConfig) connect(begin func()) (net.Conn, error) {
 	unlock, err := s.lock()
 	if err != nil {
 		return nil, err
@@ -257,6 +260,7 @@ func (s *sharedConfig) connect() (net.Conn, error) {
 		return nil, fmt.Errorf("start the sandbox's server: %w", err)
 	}
 	go func() { _ = cmd.Wait() }() // it outlives this process, or not
+	begin()
 	return net.Dial("unix", socket)
 }
 

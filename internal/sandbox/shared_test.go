@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -59,10 +60,11 @@ func TestShared(t *testing.T) {
 	}
 	write("first")
 	boots := make(chan string, 3)
+	var began atomic.Int32
 	var wg sync.WaitGroup
 	for i := range 3 {
 		wg.Go(func() {
-			s, err := Join(t.Context(), c)
+			s, err := Join(t.Context(), c, func() { began.Add(1) })
 			if err != nil {
 				t.Error(err)
 				return
@@ -82,6 +84,9 @@ func TestShared(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	if n := began.Load(); n != 1 {
+		t.Errorf("%d of 3 sessions began the sandbox, want one", n)
+	}
 	if t.Failed() {
 		return
 	}
@@ -92,7 +97,7 @@ func TestShared(t *testing.T) {
 
 	// The next one finds it still there, and the file as it is now.
 	write("second, and longer")
-	s, err := Join(t.Context(), c)
+	s, err := Join(t.Context(), c, func() { t.Error("a sandbox was begun beside the one that was there") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +148,7 @@ func TestSharedBroken(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
-			if _, err := Join(t.Context(), c); err == nil || !strings.Contains(err.Error(), "no such machine") {
+			if _, err := Join(t.Context(), c, func() {}); err == nil || !strings.Contains(err.Error(), "no such machine") {
 				t.Errorf("error %v", err)
 			}
 		})
@@ -151,10 +156,10 @@ func TestSharedBroken(t *testing.T) {
 	wg.Wait()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Join(ctx, c); err == nil {
+	if _, err := Join(ctx, c, func() {}); err == nil {
 		t.Error("joined after the context ended")
 	}
-	if _, err := Join(t.Context(), Config{QEMU: "/nonexistent/qemu"}); !errors.Is(err, ErrNoQEMU) {
+	if _, err := Join(t.Context(), Config{QEMU: "/nonexistent/qemu"}, func() {}); !errors.Is(err, ErrNoQEMU) {
 		t.Error(err)
 	}
 }
