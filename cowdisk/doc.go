@@ -65,8 +65,9 @@
 // A file that the caller names without a format ([Options].Format, [CreateOptions].BackingFormat, [ToolOptions].OtherFormat) is looked at;
 // one that begins like an image with a backing file is refused (ErrFormat), and so are containers and archives (ErrForeign). The backing
 // file of an image without a mark, made by another program or an older version of this one, is raw; where it begins like an image it is
-// refused until RebaseHeader has recorded what it is, because it may be either. [Open] always takes the file it is given for an image:
-// do not give it a guest's raw disk.
+// refused until RebaseHeader has recorded what it is, because it may be either. [Open], and the tools that work on an image alone, always
+// take the file they are given for an image: do not give them a guest's raw disk. The mark in a file's own header says nothing about that
+// file, since a guest can write it, too.
 //
 // # Trust
 //

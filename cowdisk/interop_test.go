@@ -30,9 +30,21 @@ func tool(t *testing.T, name, pkg string) string {
 	return p
 }
 
+// toolTime is enough for what another program does in a test; one that waits forever is killed then.
+const toolTime = 2 * time.Minute
+
+// toolCommand runs another program for toolTime at most.
+func toolCommand(t *testing.T, name string, args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(t.Context(), toolTime)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = 10 * time.Second // for what it left behind with its output
+	return cmd
+}
+
 func runTool(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
+	out, err := toolCommand(t, name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
@@ -98,7 +110,7 @@ func TestInteropMoo(t *testing.T) {
 			}))
 			check := func(when string) {
 				out := filepath.Join(dir, "out.img")
-				if o, err := exec.Command(moo, img, out).CombinedOutput(); err != nil {
+				if o, err := toolCommand(t, moo, img, out).CombinedOutput(); err != nil {
 					if f.variant != UMLV3 && strings.Contains(string(o), "magic") {
 						t.Skipf("this uml_moo does not read %v: %s", f.variant, o)
 					}
@@ -193,7 +205,7 @@ func TestInteropNBD(t *testing.T) {
 	writeFile(t, plain, want)
 	socket := filepath.Join(dir, "nbd")
 	url := "nbd+unix:///?socket=" + socket
-	server := exec.Command(nbd, "-f", "raw", "-k", socket, "-t", out)
+	server := toolCommand(t, nbd, "-f", "raw", "-k", socket, "-t", out)
 	var says bytes.Buffer
 	server.Stdout, server.Stderr = &says, &says
 	if err := server.Start(); err != nil {
@@ -256,7 +268,7 @@ func runUML(t *testing.T, linux, dir, initrd, img string) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, linux, "mem=64M", "initrd="+initrd, "ubd0="+img, "con=null", "con0=fd:0,fd:1", "umid=moovm"+filepath.Base(filepath.Dir(dir)), "uml_dir="+dir)
-		cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
+		cmd.Dir, cmd.Env, cmd.WaitDelay = dir, append(os.Environ(), env...), 10*time.Second // its processes hold the output
 		out, err := cmd.CombinedOutput()
 		switch {
 		case bytes.Contains(out, []byte("Run /init")) && !bytes.Contains(out, []byte("PTRACE_SETREG")):

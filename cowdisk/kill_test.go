@@ -11,7 +11,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -214,7 +213,7 @@ func killOnce(t *testing.T, tool string, call int) {
 		t.Fatal(err)
 	}
 	m.flushed()
-	cmd := exec.Command(os.Args[0])
+	cmd := toolCommand(t, os.Args[0])
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", killEnv, tool, img, call))
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

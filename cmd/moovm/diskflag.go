@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -14,7 +13,7 @@ type diskFlag struct {
 	path     string
 	readOnly bool
 	serial   string
-	format   string // raw, cow or "" (look)
+	format   cowdisk.Format // unknown = look
 }
 
 // parseDisk reads FILE[,ro][,serial=NAME][,format=raw|cow]. A comma in the
@@ -36,7 +35,7 @@ func parseDisk(s string) (diskFlag, error) {
 			}
 			d.serial = value
 		case w == "format=raw", w == "format=cow":
-			d.format = value
+			d.format, _ = cowdisk.ParseFormat(value)
 		default:
 			return d, fmt.Errorf("%s: there is no option %q; use ro, serial=NAME, format=raw or format=cow (a comma in the file's name is written twice)", s, w)
 		}
@@ -71,17 +70,23 @@ func splitCommas(s string) []string {
 
 // open opens the disk's image. A file that is no COW image is a raw disk only
 // if the user says so: a COW image with a damaged header must not be taken for
-// one and written over.
+// one and written over. One that names other files is an image only if he says
+// so, too, or its name does: a guest may have written that into a raw disk.
 func (d diskFlag) open(o cowdisk.Options) (*cowdisk.Disk, error) {
-	o.ReadOnly = d.readOnly
-	if d.format == "raw" {
-		return cowdisk.OpenRaw(d.path, o)
+	o.ReadOnly, o.Format = o.ReadOnly || d.readOnly, d.format
+	if o.Format == cowdisk.FormatUnknown && strings.HasSuffix(d.path, ".cow") {
+		o.Format = cowdisk.FormatCOW
 	}
-	disk, err := advise(cowdisk.Open(d.path, o))
-	if d.format == "" && errors.Is(err, cowdisk.ErrNotCOW) && !errors.Is(err, cowdisk.ErrForeign) {
-		return nil, fmt.Errorf("%w; if it is a raw disk image, say so: %s,format=raw", err, strings.ReplaceAll(d.path, ",", ",,"))
+	disk, err := advise(cowdisk.OpenAny(d.path, o))
+	if err == nil && o.Format == cowdisk.FormatUnknown && disk.Info().Format != "cow" {
+		disk.Close()
+		err = &cowdisk.Error{Path: d.path, Kind: cowdisk.ErrNotCOW, Detail: "no MOOO magic at its start",
+			Remedy: "if it is a raw disk image, say so: " + strings.ReplaceAll(d.path, ",", ",,") + ",format=raw"}
 	}
-	return disk, err
+	if err != nil {
+		return nil, err
+	}
+	return disk, nil
 }
 
 // openEphemeral opens an overlay over base that has no name any more: it goes

@@ -90,13 +90,6 @@ var problemKinds = []struct {
 	{cowdisk.ErrFormat, "format"},
 }
 
-// openToRead opens an image to look at it, also while a machine uses it.
-func (f *imageFlags) openToRead(path string) (*cowdisk.Disk, error) {
-	o := f.options()
-	o.ReadOnly, o.NoLock = true, true
-	return advise(cowdisk.Open(path, o))
-}
-
 // advise adds the flag that allows what the library refused.
 func advise(d *cowdisk.Disk, err error) (*cowdisk.Disk, error) {
 	for kind, flag := range map[error]string{

@@ -97,7 +97,7 @@ func newServe9PCommand(g *globals) *cobra.Command {
 		reveal bool
 	)
 	cmd := &cobra.Command{
-		Use:   "9p --listen unix:PATH IMAGE…",
+		Use:   "9p --listen unix:PATH IMAGE[,format=raw|cow]…",
 		Short: "The metadata tree of images on a socket",
 		Long: `Serves the tree that guests see at /run/moovm, for images on this machine, until
 it is interrupted. The images are opened read-only, and shown as they are then;
@@ -121,7 +121,9 @@ what a running machine does to its own is in its guest. The first is disks/vda.`
 				if err != nil {
 					return usageError(fmt.Errorf("moovm serve 9p: %w", err))
 				}
-				d, err := images.openToRead(flag.path)
+				o := images.options()
+				o.ReadOnly, o.NoLock = true, true // also while a machine uses it
+				d, err := flag.open(o)
 				if err != nil {
 					return err
 				}
