@@ -270,3 +270,21 @@ func TestCreateLooksAtTheWholeChain(t *testing.T) {
 		t.Error("one layer too many was made")
 	}
 }
+
+func headerOf(t *testing.T, path string) Header {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := Probe(f, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}

@@ -205,21 +205,3 @@ func TestHeaderPathBehindSymlink(t *testing.T) {
 		t.Error("a root through a symlink is its parent by text:", err)
 	}
 }
-
-func headerOf(t *testing.T, path string) Header {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	h, err := Probe(f, st.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return h
-}
