@@ -2,6 +2,8 @@ package vmm
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -309,6 +311,51 @@ func TestGenerations(t *testing.T) {
 			t.Fatal(err)
 		}
 		look(m, 2+i)
+	}
+}
+
+// TestHundredChildren: a hundred machines from one snapshot at once, each of
+// which writes who it is over the same pages. None sees another's, and what was
+// frozen stays.
+func TestHundredChildren(t *testing.T) {
+	// mov ebx, generation; mov r8, [rbx]; print; wait: mov rax, [rbx]; cmp rax, r8; je wait
+	code := asm{}.bytes(0xbb, 0x00, 0xf0, 0x0f, 0x00, 0x4c, 0x8b, 0x03).print("!").bytes(
+		0x48, 0x8b, 0x03, 0x4c, 0x39, 0xc0, 0x74, 0xf8,
+		0xbb, 0, 0, 0x20, 0, 0xb9, 64, 0, 0, 0, // mov ebx, 2 MiB; mov ecx, 64
+		0x48, 0x89, 0x03, 0x81, 0xc3, 0, 0x10, 0, 0, 0xff, 0xc9, 0x75, 0xf3, // page: mov [rbx], rax; add ebx, 4096; dec ecx; jnz page
+	).powerOff()
+	m, out := newMachine(t, code)
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.waitFor(t, "!")
+	s := takeSnapshot(t, m)
+	before := sha256.Sum256(ramFrom(t, s.mem).low())
+	var kids []*Machine
+	for range 100 {
+		c, _ := forkOf(t, s)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		kids = append(kids, c)
+	}
+	for i, c := range kids {
+		if r, err := waitFor(t, c); r != PowerOff || err != nil {
+			t.Fatal(r, err)
+		}
+		g, _ := c.Generation()
+		want := binary.LittleEndian.Uint64(g[:])
+		for page := range uint64(64) {
+			if got := word(t, c.ram, 0x20_0000+page*pageSize); got != want {
+				t.Fatalf("child %d: page %d has %#x, want its own generation %#x", i, page, got, want)
+			}
+		}
+	}
+	if sha256.Sum256(ramFrom(t, s.mem).low()) != before {
+		t.Error("what was frozen has changed")
+	}
+	if word(t, m.ram, 0x20_0000) != 0 || m.Stats().State != "running" {
+		t.Error("the parent has what its children wrote, or does not go on")
 	}
 }
 
