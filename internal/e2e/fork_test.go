@@ -14,6 +14,8 @@ import (
 	"github.com/cavaliergopher/cpio"
 
 	guestkernel "github.com/moovm/moovm/kernel"
+	"github.com/moovm/moovm/kmod"
+	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -41,8 +43,9 @@ echo FORKS $(busybox dmesg | busybox grep -c 'due to virtual machine fork')
 busybox poweroff -f
 `
 
-// jobInitrd is an archive of busybox and the script.
-func jobInitrd(t *testing.T) []byte {
+// jobInitrd is an archive of busybox, the script, and modules with a list of them
+// in load order.
+func jobInitrd(t *testing.T, script string, modules ...kmod.ModuleFile) []byte {
 	t.Helper()
 	box, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -60,7 +63,17 @@ func jobInitrd(t *testing.T) []byte {
 	}
 	add("bin", cpio.TypeDir|0o755, nil)
 	add("bin/busybox", cpio.TypeReg|0o755, box)
-	add("init", cpio.TypeReg|0o755, []byte(jobScript))
+	add("init", cpio.TypeReg|0o755, []byte(script))
+	list := ""
+	for _, m := range modules {
+		p, err := m.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(m.Name+".ko", cpio.TypeReg|0o644, p)
+		list += "/" + m.Name + ".ko\n"
+	}
+	add("modules", cpio.TypeReg|0o644, []byte(list))
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -102,12 +115,12 @@ type job struct {
 	out  *jobConsole
 }
 
-func bootJob(t *testing.T, kernel *guestkernel.Kernel, initrd []byte, cpus int, transport vmm.Transport) *job {
+func bootJob(t *testing.T, kernel *guestkernel.Kernel, initrd []byte, cpus int, transport vmm.Transport, devices ...virtio.Device) *job {
 	t.Helper()
 	j := &job{name: "parent", out: &jobConsole{}}
 	var err error
 	j.m, err = vmm.New(vmm.Config{
-		Memory: 256 << 20, CPUs: cpus, Transport: transport, Initrd: initrd,
+		Memory: 256 << 20, CPUs: cpus, Transport: transport, Initrd: initrd, Devices: devices,
 		Kernel:  vmm.Kernel{Name: "vmlinux", Image: kernel, Size: kernel.Size()},
 		Cmdline: "console=ttyS0 quiet panic=-1 pci=noearly", Console: vmm.Serial{Out: j.out},
 	})
@@ -136,11 +149,11 @@ func (j *job) fork(t *testing.T, name string) *job {
 	return forkJob(t, s, name)
 }
 
-func forkJob(t *testing.T, s *vmm.Snapshot, name string) *job {
+func forkJob(t *testing.T, s *vmm.Snapshot, name string, devices ...virtio.Device) *job {
 	t.Helper()
 	c := &job{name: name, out: &jobConsole{}}
 	var err error
-	if c.m, err = s.Fork(vmm.ForkConfig{Console: vmm.Serial{Out: c.out}}); err != nil {
+	if c.m, err = s.Fork(vmm.ForkConfig{Console: vmm.Serial{Out: c.out}, Devices: devices}); err != nil {
 		t.Fatalf("fork of %s: %v", name, err)
 	}
 	t.Cleanup(func() { c.m.Close() })
@@ -180,7 +193,7 @@ func forkStock(t *testing.T, children int, cpus []int, transports ...vmm.Transpo
 		t.Fatal(err)
 	}
 	defer k.Close()
-	f := &forkTest{kernel: k, initrd: jobInitrd(t), uuids: map[string]string{}}
+	f := &forkTest{kernel: k, initrd: jobInitrd(t, jobScript), uuids: map[string]string{}}
 	plain := bootJob(t, k, f.initrd, 1, vmm.TransportPCI)
 	var uuid string
 	f.want, uuid = plain.end(t)
