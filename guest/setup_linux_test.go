@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -21,9 +22,17 @@ func TestRunSetup(t *testing.T) {
 		{"kill -9 $$", "", "signal 9"},
 		{"no-such-program", "", "exit status 127"},
 	} {
+		var mu sync.Mutex // what is left running may still write
 		var out strings.Builder
-		err := runSetup(c.line, Command{Dir: dir}, []string{"X=value", "PATH=" + defaultPath}, func(p []byte) { out.Write(p) })
-		if got := out.String(); got != c.output && c.output != "" {
+		err := runSetup(c.line, Command{Dir: dir}, []string{"X=value", "PATH=" + defaultPath}, func(p []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			out.Write(p)
+		})
+		mu.Lock()
+		got := out.String()
+		mu.Unlock()
+		if got != c.output && c.output != "" {
 			t.Errorf("%s: wrote %q", c.line, got)
 		}
 		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {

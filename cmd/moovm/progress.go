@@ -20,6 +20,8 @@ func progress(g *globals, what string) (report func(done, total int64), end func
 		progressbar.OptionShowBytes(true),
 		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionSetWidth(30),
+		// Its goroutine looks at the bar without the bar's lock.
+		progressbar.OptionSetSpinnerChangeInterval(0),
 		progressbar.OptionClearOnFinish(),
 	)
 	report = func(done, total int64) {
