@@ -24,6 +24,7 @@ var arrows = map[string][]string{
 	"virtio/pci":            {"virtio", "internal/ratelog"},
 	"virtio/mmio":           {"virtio", "internal/ratelog"},
 	"virtio/vhostuser":      {"virtio", "internal/unixsock", "internal/ratelog"},
+	"qcow2":                 {},
 	"virtio/virtiotest":     {"virtio", "virtio/pci", "virtio/mmio", "virtio/vhostuser"},
 	"virtioblk":             {"virtio"},
 	"virtiorng":             {"virtio"},
