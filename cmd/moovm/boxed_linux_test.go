@@ -172,6 +172,25 @@ func TestTrimBoxed(t *testing.T) {
 	}
 }
 
+// fstrim of a file system whose blocks are nearly all in the base, or nowhere:
+// it comes to its end, and the overlay holds no more than it did.
+func TestFstrimBoxed(t *testing.T) {
+	flags := inSandbox(t)
+	base := flags[len(flags)-1]
+	dir := t.TempDir()
+	cow := filepath.Join(dir, "root.cow")
+	boxedMoovm(t, dir, "create", "-b", base, cow)
+	boxedMoovm(t, dir, append(append([]string{"run"}, flags[:len(flags)-2]...), "--disk", cow, "--backing-root", filepath.Dir(base), "--timeout", "3m", "--", "sh", "-ec", `
+		yes | head -c 24M >/big; sync
+		rm /big; sync
+		fstrim -v / | grep -E '([2-9][0-9]{2}|[0-9.]+ G)' # hundreds of MiB`)...)
+	var st unix.Stat_t
+	if err := unix.Stat(cow, &st); err != nil || st.Blocks*512 > 16<<20 {
+		t.Errorf("%s has %d KiB on the disk, of which 24 MiB were given back (%v)", cow, st.Blocks/2, err)
+	}
+	boxedMoovm(t, dir, "check", "--backing-root", filepath.Dir(base), cow)
+}
+
 // boxedMoovm runs the program to its good end.
 func boxedMoovm(t *testing.T, dir string, args ...string) {
 	t.Helper()
