@@ -70,8 +70,57 @@ type Tracker interface {
 // the next activation. interrupt is called, from any goroutine, when the
 // driver must be told about used buffers.
 func (c QueueConfig) Activate(mem *Memory, features uint64, kick *Event, interrupt func()) (*Queue, error) {
-	bad := func(format string, args ...any) (*Queue, error) {
-		return nil, fmt.Errorf("%w: %s", ErrQueueConfig, fmt.Sprintf(format, args...))
+	r, err := c.rings(mem)
+	if err != nil {
+		return nil, err
+	}
+	n := uint64(c.Size)
+	q := &Queue{
+		mem:       mem,
+		size:      c.Size,
+		mask:      c.Size - 1,
+		indirect:  features&FeatureIndirectDesc != 0,
+		eventIdx:  features&FeatureEventIdx != 0,
+		desc:      r.desc,
+		availRing: r.avail[r.pre+ringHeaderSize : r.pre+ringHeaderSize+2*n],
+		usedRing:  r.used[ringHeaderSize : ringHeaderSize+usedElemSize*n],
+
+		availFlags: halfword.At(r.avail, int(r.pre)),
+		availIdx:   halfword.At(r.avail, int(r.pre)+2),
+		usedEvent:  halfword.At(r.avail, int(r.pre+ringHeaderSize+2*n)),
+		usedWord:   halfword.Word(r.used, 0),
+		availEvent: halfword.At(r.used, int(ringHeaderSize+usedElemSize*n)),
+
+		kick:      kick,
+		interrupt: interrupt,
+		tracker:   c.Tracker,
+		resubmit:  append([]uint16(nil), c.Resubmit...),
+		chains:    make([]DescriptorChain, c.Size),
+		done:      make(chan struct{}),
+		nextAvail: c.AvailIndex,
+		usedIdx:   c.UsedIndex,
+		signalled: c.UsedIndex,
+	}
+	q.budget = int(q.size)
+	return q, nil
+}
+
+// Validate says whether Activate would take the configuration. The rings are
+// not touched.
+func (c QueueConfig) Validate(mem *Memory) error {
+	_, err := c.rings(mem)
+	return err
+}
+
+// rings are the parts of a queue in guest memory.
+type rings struct {
+	desc, avail, used []byte
+	pre               uint64 // where in avail the available ring begins
+}
+
+func (c QueueConfig) rings(mem *Memory) (rings, error) {
+	bad := func(format string, args ...any) (rings, error) {
+		return rings{}, fmt.Errorf("%w: %s", ErrQueueConfig, fmt.Sprintf(format, args...))
 	}
 	switch {
 	case !c.Ready:
@@ -118,34 +167,7 @@ func (c QueueConfig) Activate(mem *Memory, features uint64, kick *Event, interru
 			}
 		}
 	}
-	q := &Queue{
-		mem:       mem,
-		size:      c.Size,
-		mask:      c.Size - 1,
-		indirect:  features&FeatureIndirectDesc != 0,
-		eventIdx:  features&FeatureEventIdx != 0,
-		desc:      desc,
-		availRing: avail[pre+ringHeaderSize : pre+ringHeaderSize+2*n],
-		usedRing:  used[ringHeaderSize : ringHeaderSize+usedElemSize*n],
-
-		availFlags: halfword.At(avail, int(pre)),
-		availIdx:   halfword.At(avail, int(pre)+2),
-		usedEvent:  halfword.At(avail, int(pre+ringHeaderSize+2*n)),
-		usedWord:   halfword.Word(used, 0),
-		availEvent: halfword.At(used, int(ringHeaderSize+usedElemSize*n)),
-
-		kick:      kick,
-		interrupt: interrupt,
-		tracker:   c.Tracker,
-		resubmit:  append([]uint16(nil), c.Resubmit...),
-		chains:    make([]DescriptorChain, c.Size),
-		done:      make(chan struct{}),
-		nextAvail: c.AvailIndex,
-		usedIdx:   c.UsedIndex,
-		signalled: c.UsedIndex,
-	}
-	q.budget = int(q.size)
-	return q, nil
+	return rings{desc, avail, used, pre}, nil
 }
 
 // Queue is a running split virtqueue (section 2.7), seen from the device.
@@ -190,6 +212,7 @@ type Queue struct {
 	usedIdx   uint16
 	signalled uint16 // usedIdx at the last Notify
 	usedFlags uint16
+	flagged   bool // usedFlags are in the ring; an earlier life may have left others
 	closed    bool
 }
 
@@ -361,8 +384,8 @@ func (q *Queue) disarm() {
 func (q *Queue) setUsedFlags(f uint16) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.usedFlags != f && !q.closed {
-		q.usedFlags = f
+	if (q.usedFlags != f || !q.flagged) && !q.closed {
+		q.usedFlags, q.flagged = f, true
 		q.publishUsed()
 	}
 }

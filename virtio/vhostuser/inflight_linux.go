@@ -3,13 +3,13 @@ package vhostuser
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio/internal/halfword"
 )
 
@@ -115,12 +115,12 @@ type tracker struct {
 
 // resume reads what an earlier back-end has left: the requests to submit
 // again, in their order, and where the available ring goes on. used is used.idx
-// of the ring; size its number of descriptors. A region that was never used is
-// initialized.
+// of the ring; size its number of descriptors, which the driver chose: if that does not fit
+// it is an ErrQueueConfig. A region that was never used is initialized.
 func resume(b []byte, size, used uint16) (t *tracker, heads []uint16, avail uint16, err error) {
 	le := binary.LittleEndian
 	if inflightQueueSize(size) > uint64(len(b)) {
-		return nil, nil, 0, fmt.Errorf("the region for requests in flight is too small for %d descriptors", size)
+		return nil, nil, 0, fmt.Errorf("%w: the region for requests in flight is too small for %d descriptors", virtio.ErrQueueConfig, size)
 	}
 	t = &tracker{b: b, head: halfword.Word(b, offLast)}
 	switch v := le.Uint16(b[offVersion:]); {
@@ -133,7 +133,7 @@ func resume(b []byte, size, used uint16) (t *tracker, heads []uint16, avail uint
 	case v != 1:
 		return nil, nil, 0, fmt.Errorf("the region for requests in flight has version %d", v)
 	case le.Uint16(b[offDescNum:]) != size:
-		return nil, nil, 0, errors.New("the region for requests in flight is for another queue size")
+		return nil, nil, 0, fmt.Errorf("%w: the region for requests in flight is for another queue size", virtio.ErrQueueConfig)
 	}
 	if le.Uint16(b[offUsedIdx:]) != used {
 		// It died after it had put the last one into the used ring and

