@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/virtioblk"
 )
 
@@ -156,8 +157,9 @@ func createDisk(path, base string, size int64) (*cowdisk.Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cowdisk.Create(path, cowdisk.CreateOptions{Size: size, Backing: base, BackingFormat: format}); err != nil {
+	roots := host.BackingRoots() // for what the base lies on
+	if err := cowdisk.Create(path, cowdisk.CreateOptions{Size: size, Backing: base, BackingFormat: format, BackingRoots: roots}); err != nil {
 		return nil, err
 	}
-	return cowdisk.Open(path, cowdisk.Options{Backing: base})
+	return cowdisk.Open(path, cowdisk.Options{Backing: base, BackingRoots: roots})
 }

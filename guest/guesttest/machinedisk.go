@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/host"
 )
 
 // MachineDisk is a disk of a Machine: an overlay on its image, or an empty
@@ -21,9 +22,9 @@ func (d *MachineDisk) Path() string { return d.d.path }
 // tool writes what the host still holds of the disk, so that others who open
 // the file see it. What the guest has not written yet is not there.
 func (d *MachineDisk) tool() (cowdisk.ToolOptions, error) {
-	o := cowdisk.Options{ReadOnly: true, NoLock: true, Format: cowdisk.FormatCOW}
+	o := cowdisk.Options{ReadOnly: true, NoLock: true, Format: cowdisk.FormatCOW, BackingRoots: host.BackingRoots()}
 	if d.d.image != "" {
-		o.BackingRoots = []string{filepath.Dir(d.d.image)}
+		o.BackingRoots = append(o.BackingRoots, filepath.Dir(d.d.image))
 	}
 	return cowdisk.ToolOptions{Options: o}, d.d.cow.Flush()
 }

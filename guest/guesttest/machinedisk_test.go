@@ -2,9 +2,13 @@ package guesttest
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/host"
 )
 
 // A disk on an image in another folder can be compared, flattened and mapped
@@ -47,5 +51,37 @@ func TestMachineDisk(t *testing.T) {
 	copy(contents[8192:], bytes.Repeat([]byte("x"), 4096))
 	if b, err := os.ReadFile(out); err != nil || !bytes.Equal(b, contents) {
 		t.Errorf("the flattened disk is another (%v)", err)
+	}
+}
+
+// An image whose own base lies in a folder that the user trusts is a base for tests, and can be looked at.
+func TestTrustedFolders(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	base, mid := filepath.Join(elsewhere, "base.img"), filepath.Join(dir, "mid.cow")
+	if err := os.WriteFile(base, bytes.Repeat([]byte("base"), 1<<10), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := cowdisk.Create(mid, cowdisk.CreateOptions{Backing: base}); err != nil {
+		t.Fatal(err)
+	}
+	add := func() (*setup, error) {
+		s := &setup{tmp: t.TempDir()}
+		return s, s.addDisks(&Config{Base: mid}, s.tmp)
+	}
+	t.Setenv(host.BackingRootsEnv, "")
+	s, err := add()
+	s.Close()
+	if !errors.Is(err, cowdisk.ErrBackingOutside) {
+		t.Fatalf("a base in a folder that nobody trusts: %v", err)
+	}
+	t.Setenv(host.BackingRootsEnv, elsewhere)
+	s, err = add()
+	defer s.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := (&MachineDisk{d: s.disks[0]}).Compare(t.Context(), base); err != nil || !c.Equal {
+		t.Errorf("%+v, %v", c, err)
 	}
 }
