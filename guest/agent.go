@@ -3,6 +3,7 @@ package guest
 import (
 	"os"
 
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/agent"
 )
 
@@ -17,12 +18,12 @@ const agentEnv = "MOOVM_AGENT"
 // process of its own. IsInit and InitMain do the rest. With fresh, the guest
 // forgets what it cached of files before each command, and writes what it
 // holds of them after it: for file systems that the host uses too.
-func AgentCommand(fresh bool) *Command {
+func AgentCommand(fresh bool) *control.Command {
 	mode := "1"
 	if fresh {
 		mode = "fresh"
 	}
-	return &Command{Args: []string{"/proc/self/exe", agentName}, Env: []string{agentEnv + "=" + mode}}
+	return &control.Command{Args: []string{"/proc/self/exe", agentName}, Env: []string{agentEnv + "=" + mode}}
 }
 
 func isAgent() bool {

@@ -15,6 +15,7 @@ import (
 	"github.com/hugelgupf/p9/p9"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/internal/blkid"
 	"github.com/moovm/moovm/internal/pipe"
@@ -102,11 +103,11 @@ type Config struct {
 	Disks  []Disk
 	Shares []Share
 	// Root is the root file system instead of the first disk: a share, say.
-	Root *Root
+	Root *control.Root
 	// NoRoot stays in the initramfs although there are disks.
 	NoRoot bool
 	// Mounts are made before those of the Shares.
-	Mounts []Mount
+	Mounts []control.Mount
 	// CorePattern is InitConfig.CorePattern.
 	CorePattern string
 	// NoTree leaves the metadata tree out.
@@ -118,15 +119,15 @@ type Config struct {
 
 	// Command is run instead of the disk's init. Without disks it runs in the
 	// initramfs.
-	Command *Command
+	Command *control.Command
 	// Setup are lines for the guest's /bin/sh that run before the command, as in
-	// InitConfig. The BootTimeout includes them.
+	// control.InitConfig. The BootTimeout includes them.
 	Setup []string
 	// Scratch says that the root file system is for this guest alone and gone
 	// with it: what tests look for may be added, such as the kernel's
 	// configuration, /boot/config-RELEASE, from beside the kernel.
 	Scratch bool
-	// Stdin, Stdout and Stderr are the command's, as in ControlConfig.
+	// Stdin, Stdout and Stderr are the command's, as in control.HostConfig.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// Hostname is set in the guest if it is not empty.
@@ -157,7 +158,7 @@ type Result struct {
 	// it is 0.
 	ExitStatus int
 	// Control is all that the init told.
-	Control ControlState
+	Control control.State
 	// Console are the last lines of the console, oldest first.
 	Console []string
 	// Took is the time from start to end.
@@ -171,7 +172,7 @@ type Guest struct {
 	log     *slog.Logger
 	machine *vmm.Machine
 	devices devices
-	control *Control
+	control *control.Host
 	console *consoleLog
 	start   time.Time
 
@@ -236,11 +237,10 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		start:  start,
 	}
 	warnings := ratelog.New(g.log)
-	g.control = NewControl(g.fromGuest, g.toGuest, ControlConfig{
+	g.control = control.NewHost(g.fromGuest, g.toGuest, control.HostConfig{
 		Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr, OnStart: cfg.OnStart,
 		OnWarning: func(text string) { warnings.Warn("guest: " + text) },
 	})
-	g.control.onBye = g.hangUp
 	machine := vmm.Config{
 		Memory:    cfg.Memory,
 		CPUs:      cfg.CPUs,
@@ -480,7 +480,7 @@ func (g *Guest) Wait() (Result, error) {
 }
 
 // Control is the line to the guest's init.
-func (g *Guest) Control() *Control { return g.control }
+func (g *Guest) Control() *control.Host { return g.control }
 
 // Machine is the machine the guest runs in.
 func (g *Guest) Machine() *vmm.Machine { return g.machine }
@@ -504,7 +504,7 @@ func (g *Guest) Close() error {
 type plan struct {
 	cmdline string
 	initrd  []byte
-	init    InitConfig
+	init    control.InitConfig
 }
 
 // makePlan decides on the kernel command line and builds the initramfs.
@@ -574,9 +574,9 @@ func kernelCmdline(cfg *Config, params bootParams) string {
 }
 
 // initConfigFor tells the init what the configuration wants.
-func initConfigFor(cfg *Config, params bootParams) InitConfig {
-	c := InitConfig{
-		Version:  ConfigVersion,
+func initConfigFor(cfg *Config, params bootParams) control.InitConfig {
+	c := control.InitConfig{
+		Version:  control.ConfigVersion,
 		Control:  "/dev/ttyS1",
 		Command:  cfg.Command,
 		Hostname: cfg.Hostname,
@@ -586,7 +586,7 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 		Setup:       cfg.Setup,
 	}
 	if cfg.Command != nil {
-		c.ControlShare = controlTag
+		c.ControlShare = control.ShareTag
 	}
 	switch {
 	case cfg.NoRoot:
@@ -604,7 +604,7 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 		c.Root = &root
 	}
 	if !cfg.NoTree {
-		c.Mounts = append(c.Mounts, Mount{Source: TreeTag, Target: TreePath, Type: "9p",
+		c.Mounts = append(c.Mounts, control.Mount{Source: TreeTag, Target: TreePath, Type: "9p",
 			Options: shareOptions + ",ro,nosuid,nodev,noexec,cache=none", Optional: true})
 	}
 	c.Mounts = append(c.Mounts, cfg.Mounts...)
@@ -612,14 +612,14 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 		if s.Target == "" {
 			continue
 		}
-		options := joinOptions(shareOptions, s.Options)
+		options := control.JoinOptions(shareOptions, s.Options)
 		switch {
 		case s.ReadOnly || s.Overlay:
 			options += ",ro"
 		case !strings.Contains(s.Options, "cache="):
 			options += ",cache=mmap" // without it nothing can be written through a mapping: linkers do that
 		}
-		c.Mounts = append(c.Mounts, Mount{Source: s.Tag, Target: s.Target, Type: "9p", Options: options, Overlay: s.Overlay})
+		c.Mounts = append(c.Mounts, control.Mount{Source: s.Tag, Target: s.Target, Type: "9p", Options: options, Overlay: s.Overlay})
 	}
 	return c
 }
@@ -628,7 +628,7 @@ func initConfigFor(cfg *Config, params bootParams) InitConfig {
 const shareOptions = "trans=virtio,version=9p2000.L,msize=262144"
 
 // modulesFor picks the modules that the guest needs.
-func modulesFor(cfg *Config, init InitConfig) ([]kmod.ModuleFile, error) {
+func modulesFor(cfg *Config, init control.InitConfig) ([]kmod.ModuleFile, error) {
 	m := cfg.Modules
 	if m == nil {
 		if len(cfg.LoadModules) > 0 {

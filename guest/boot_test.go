@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
 )
@@ -52,7 +53,9 @@ func rawDisk(t *testing.T, path string) Disk {
 	return Disk{Backend: fileBackend{f, st.Size()}}
 }
 
-func sh(script string) *Command { return &Command{Args: []string{"/bin/busybox", "sh", "-c", script}} }
+func sh(script string) *control.Command {
+	return &control.Command{Args: []string{"/bin/busybox", "sh", "-c", script}}
+}
 
 func (c Config) boot(t *testing.T, timeout time.Duration) (r Result, stdout, stderr string, err error) {
 	t.Helper()
@@ -118,8 +121,8 @@ func TestBootNoRoot(t *testing.T) {
 	c.Disks = []Disk{rawDisk(t, ext4Image(t, "-L", "here"))}
 	c.Append = "root=LABEL=elsewhere rootdelay=1"
 	_, _, _, err := c.boot(t, 2*time.Minute)
-	var g *GuestError
-	if !errors.As(err, &g) || g.Kind != FailRoot || !strings.Contains(g.Message, "LABEL=here") {
+	var g *control.GuestError
+	if !errors.As(err, &g) || g.Kind != control.FailRoot || !strings.Contains(g.Message, "LABEL=here") {
 		t.Error(err)
 	}
 }

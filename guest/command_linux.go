@@ -12,13 +12,14 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/pipe"
 	"golang.org/x/sys/unix"
 )
 
 // runCommand runs the command as a child, reports how it ended, and switches
 // the machine off. It returns only when the command could not be started.
-func (in *initProcess) runCommand(c Command) error {
+func (in *initProcess) runCommand(c control.Command) error {
 	in.prepareUserspace()
 	if in.cfg.CorePattern != "" {
 		_ = os.WriteFile("/proc/sys/kernel/core_pattern", []byte(in.cfg.CorePattern), 0)
@@ -36,7 +37,7 @@ func (in *initProcess) runCommand(c Command) error {
 	if err != nil {
 		if c.Dir != "" {
 			if _, err := os.Stat(c.Dir); err != nil {
-				return &stageError{FailCommand, 127, fmt.Errorf("the guest has no working folder %s: %w", c.Dir, errCause(err))}
+				return &stageError{control.FailCommand, 127, fmt.Errorf("the guest has no working folder %s: %w", c.Dir, errCause(err))}
 			}
 		}
 		return startError(c.Args[0], err)
@@ -44,9 +45,9 @@ func (in *initProcess) runCommand(c Command) error {
 	in.line.start(c.Args[0])
 	go in.input(p)
 	var copies sync.WaitGroup
-	copies.Go(func() { in.output(p.stdout, frameStdout) })
+	copies.Go(func() { in.output(p.stdout, control.FrameStdout) })
 	if p.stderr != nil {
-		copies.Go(func() { in.output(p.stderr, frameStderr) })
+		copies.Go(func() { in.output(p.stderr, control.FrameStderr) })
 	}
 	ws := reap(p.pid)
 	endOthers()
@@ -63,10 +64,10 @@ func (in *initProcess) runCommand(c Command) error {
 // prepareUserspace gives the command what a booted system has. What the kernel
 // lacks is left out.
 func (in *initProcess) prepareUserspace() {
-	for _, m := range []Mount{
-		{"devpts", "/dev/pts", "devpts", "nosuid,noexec,mode=620,gid=5,ptmxmode=666", true, false},
-		{"tmpfs", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777", true, false},
-		{"cgroup2", "/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec", true, false},
+	for _, m := range []control.Mount{
+		{Source: "devpts", Target: "/dev/pts", Type: "devpts", Options: "nosuid,noexec,mode=620,gid=5,ptmxmode=666", Optional: true},
+		{Source: "tmpfs", Target: "/dev/shm", Type: "tmpfs", Options: "nosuid,nodev,mode=1777", Optional: true},
+		{Source: "cgroup2", Target: "/sys/fs/cgroup", Type: "cgroup2", Options: "nosuid,nodev,noexec", Optional: true},
 	} {
 		_ = os.Mkdir(m.Target, 0o755)
 		_ = mountOne(m)
@@ -84,7 +85,7 @@ func (in *initProcess) prepareUserspace() {
 	_ = os.Mkdir("/tmp", 0o777)
 	_ = os.Chmod("/tmp", 0o777|os.ModeSticky)
 	if unix.Access("/tmp", unix.W_OK) != nil { // read-only disk
-		_ = mountOne(Mount{"tmpfs", "/tmp", "tmpfs", "nosuid,nodev,mode=1777", true, false})
+		_ = mountOne(control.Mount{Source: "tmpfs", Target: "/tmp", Type: "tmpfs", Options: "nosuid,nodev,mode=1777", Optional: true})
 	}
 	_ = os.MkdirAll("/root", 0o700)
 	loopbackUp()
@@ -136,7 +137,7 @@ func lookProgram(name, path, dir string) (string, error) {
 // startError explains why a command cannot be started, with the exit status
 // that a shell gives it.
 func startError(name string, err error) error {
-	e := &stageError{FailCommand, 126, fmt.Errorf("%s cannot be run in the guest: %w", name, errCause(err))}
+	e := &stageError{control.FailCommand, 126, fmt.Errorf("%s cannot be run in the guest: %w", name, errCause(err))}
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		e.status, e.err = 127, fmt.Errorf("%s: not found in the guest", name)
@@ -155,7 +156,7 @@ type process struct {
 	terminal bool
 }
 
-func startCommand(c Command, program string, env []string) (*process, error) {
+func startCommand(c control.Command, program string, env []string) (*process, error) {
 	if c.Terminal {
 		return startOnTerminal(c, program, env)
 	}
@@ -201,7 +202,7 @@ func startCommand(c Command, program string, env []string) (*process, error) {
 	return p, nil
 }
 
-func startOnTerminal(c Command, program string, env []string) (*process, error) {
+func startOnTerminal(c control.Command, program string, env []string) (*process, error) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
@@ -238,7 +239,7 @@ func startOnTerminal(c Command, program string, env []string) (*process, error) 
 	return &process{pid: pid, stdin: master, stdout: master, terminal: true}, nil
 }
 
-func workDir(c Command) string {
+func workDir(c control.Command) string {
 	if c.Dir == "" {
 		return "/"
 	}
@@ -247,7 +248,7 @@ func workDir(c Command) string {
 
 // output sends what the command writes. A terminal ends with EIO when the last
 // program on it has gone.
-func (in *initProcess) output(r *os.File, kind frameType) {
+func (in *initProcess) output(r *os.File, kind control.FrameKind) {
 	buf := make([]byte, in.line.frameSize())
 	for {
 		n, err := r.Read(buf)
@@ -270,7 +271,7 @@ func (in *initProcess) input(p *process) {
 	}
 	stdin := pipe.New()
 	go func() {
-		buf := make([]byte, maxFrame)
+		buf := make([]byte, control.MaxFrame)
 		gone := false
 		for {
 			n, err := stdin.Read(buf)
@@ -290,25 +291,25 @@ func (in *initProcess) input(p *process) {
 		}
 	}()
 	in.line.credit(in.line.window())
-	frames := newFrameReader(in.line)
+	frames := control.NewFrameReader(in.line)
 	for {
-		f, err := frames.next()
+		f, err := frames.Next()
 		if err != nil {
 			return
 		}
-		switch f.kind {
-		case frameStdin:
-			_, _ = stdin.Write(f.payload)
-		case frameStdinEOF:
+		switch f.Kind {
+		case control.FrameStdin:
+			_, _ = stdin.Write(f.Payload)
+		case control.FrameStdinEOF:
 			stdin.Close()
-		case frameSignal:
-			if len(f.payload) == 1 {
-				_ = unix.Kill(-p.pid, unix.Signal(f.payload[0]))
+		case control.FrameSignal:
+			if len(f.Payload) == 1 {
+				_ = unix.Kill(-p.pid, unix.Signal(f.Payload[0]))
 			}
-		case frameResize:
-			if len(f.payload) == 4 && p.terminal {
+		case control.FrameResize:
+			if len(f.Payload) == 4 && p.terminal {
 				_ = unix.IoctlSetWinsize(int(p.stdin.Fd()), unix.TIOCSWINSZ, &unix.Winsize{
-					Row: binary.LittleEndian.Uint16(f.payload), Col: binary.LittleEndian.Uint16(f.payload[2:]),
+					Row: binary.LittleEndian.Uint16(f.Payload), Col: binary.LittleEndian.Uint16(f.Payload[2:]),
 				})
 			}
 		}

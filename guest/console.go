@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bytes"
+	"github.com/moovm/moovm/guest/control"
 	"io"
 	"regexp"
 	"strings"
@@ -76,7 +77,7 @@ func (c *consoleLog) extend(p []byte) {
 }
 
 func (c *consoleLog) endLine() {
-	s := strings.TrimRight(printable(strings.TrimRight(string(c.line), "\r ")), " ")
+	s := strings.TrimRight(control.Printable(strings.TrimRight(string(c.line), "\r ")), " ")
 	c.line = c.line[:0]
 	if s == "" {
 		return
@@ -106,7 +107,7 @@ func (c *consoleLog) tail() []string {
 	defer c.mu.Unlock()
 	out := append([]string{}, c.lines[c.first:]...)
 	out = append(out, c.lines[:c.first]...)
-	if s := strings.TrimSpace(printable(string(c.line))); s != "" {
+	if s := strings.TrimSpace(control.Printable(string(c.line))); s != "" {
 		out = append(out, s)
 	}
 	return out

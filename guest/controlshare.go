@@ -7,16 +7,8 @@ import (
 	"github.com/hugelgupf/p9/fsimpl/templatefs"
 	"github.com/hugelgupf/p9/linux"
 	"github.com/hugelgupf/p9/p9"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/pipe"
-)
-
-// controlTag is the 9P tag of the control line's share.
-const controlTag = "moovm.control"
-
-// The files of a controlShare.
-const (
-	controlToHost   = "to-host"
-	controlFromHost = "from-host"
 )
 
 // controlPoll is how long a read of an empty from-host takes. It cannot wait
@@ -52,9 +44,9 @@ var _ p9.File = (*controlFile)(nil)
 
 func (f *controlFile) qid() p9.QID {
 	switch f.name {
-	case controlToHost:
+	case control.ToHost:
 		return p9.QID{Type: p9.TypeRegular, Path: 2}
-	case controlFromHost:
+	case control.FromHost:
 		return p9.QID{Type: p9.TypeRegular, Path: 3}
 	}
 	return p9.QID{Type: p9.TypeDir, Path: 1}
@@ -68,7 +60,7 @@ func (f *controlFile) Walk(names []string) ([]p9.QID, p9.File, error) {
 		if at.name != "" {
 			return nil, nil, linux.ENOTDIR
 		}
-		if n != controlToHost && n != controlFromHost {
+		if n != control.ToHost && n != control.FromHost {
 			return nil, nil, linux.ENOENT
 		}
 		at.name = n
@@ -82,9 +74,9 @@ func (f *controlFile) Walk(names []string) ([]p9.QID, p9.File, error) {
 func (f *controlFile) GetAttr(p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error) {
 	a := p9.Attr{Mode: p9.ModeDirectory | 0o500, NLink: 2, BlockSize: 4096}
 	switch f.name {
-	case controlToHost:
+	case control.ToHost:
 		a.Mode, a.NLink = p9.ModeRegular|0o200, 1
-	case controlFromHost:
+	case control.FromHost:
 		a.Mode, a.NLink, a.Size = p9.ModeRegular|0o400, 1, 1<<60
 	}
 	return f.qid(), p9.AttrMask{Mode: true, NLink: true, UID: true, GID: true, Size: true}, a, nil
@@ -92,7 +84,7 @@ func (f *controlFile) GetAttr(p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error)
 
 // Open implements p9.File.
 func (f *controlFile) Open(flags p9.OpenFlags) (p9.QID, uint32, error) {
-	if flags.Mode() != map[string]p9.OpenFlags{controlToHost: p9.WriteOnly, controlFromHost: p9.ReadOnly, "": p9.ReadOnly}[f.name] {
+	if flags.Mode() != map[string]p9.OpenFlags{control.ToHost: p9.WriteOnly, control.FromHost: p9.ReadOnly, "": p9.ReadOnly}[f.name] {
 		return p9.QID{}, 0, linux.EACCES
 	}
 	return f.qid(), 0, nil
@@ -103,7 +95,7 @@ func (f *controlFile) ReadAt(p []byte, _ int64) (int, error) {
 	switch f.name {
 	case "":
 		return 0, linux.EISDIR
-	case controlToHost:
+	case control.ToHost:
 		return 0, linux.EACCES
 	}
 	n, err := f.share.fromHost.ReadSoon(p, controlPoll)
@@ -116,7 +108,7 @@ func (f *controlFile) ReadAt(p []byte, _ int64) (int, error) {
 // WriteAt implements p9.File. It waits while the host has not taken what was
 // written before.
 func (f *controlFile) WriteAt(p []byte, _ int64) (int, error) {
-	if f.name != controlToHost {
+	if f.name != control.ToHost {
 		return 0, linux.EACCES
 	}
 	n, err := f.share.toHost.Write(p)
@@ -132,7 +124,7 @@ func (f *controlFile) Readdir(offset uint64, count uint32) (p9.Dirents, error) {
 		return nil, linux.ENOTDIR
 	}
 	var out p9.Dirents
-	for i, n := range []string{controlToHost, controlFromHost} {
+	for i, n := range []string{control.ToHost, control.FromHost} {
 		if uint64(i) >= offset {
 			e := &controlFile{name: n}
 			out = append(out, p9.Dirent{QID: e.qid(), Offset: uint64(i) + 1, Type: p9.TypeRegular, Name: n})

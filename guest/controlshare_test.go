@@ -10,6 +10,7 @@ import (
 
 	"github.com/hugelgupf/p9/linux"
 	"github.com/hugelgupf/p9/p9"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/pipe"
 )
 
@@ -49,11 +50,11 @@ func TestControlShare(t *testing.T) {
 		}
 		return f
 	}
-	out, in := open(controlToHost, p9.WriteOnly), open(controlFromHost, p9.ReadOnly)
+	out, in := open(control.ToHost, p9.WriteOnly), open(control.FromHost, p9.ReadOnly)
 
 	var stdout bytes.Buffer
 	serial := pipe.New()
-	c := NewControl(serial, io.Discard, ControlConfig{Stdout: &stdout})
+	c := control.NewHost(serial, io.Discard, control.HostConfig{Stdout: &stdout})
 	c.AddLine(share.toHost, share.fromHost)
 	var run sync.WaitGroup
 	run.Go(func() {
@@ -61,9 +62,9 @@ func TestControlShare(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	_, _ = serial.Write(fromGuest(frame{frameHello, nil}))
+	_, _ = serial.Write(control.AppendFrame(nil, control.FrameHello, nil))
 	// The offsets of the writes mean nothing.
-	for i, b := range [][]byte{fromGuest(frame{frameHello, nil}), fromGuest(frame{frameStdout, []byte("text")}), fromGuest(exitFrame(5, 0))} {
+	for i, b := range [][]byte{control.AppendFrame(nil, control.FrameHello, nil), control.AppendFrame(nil, control.FrameStdout, []byte("text")), control.AppendFrame(nil, control.FrameExit, []byte{5, 0, 0, 0, 0, 0, 0, 0})} {
 		if n, err := out.WriteAt(b, int64(i*100)); n != len(b) || err != nil {
 			t.Errorf("%d, %v", n, err)
 		}
@@ -81,7 +82,7 @@ func TestControlShare(t *testing.T) {
 		t.Error(err)
 	}
 	n, err := in.ReadAt(buf, 12345)
-	if want := appendFrame(nil, frameSignal, []byte{2}); err != nil || !bytes.Equal(buf[:n], want) {
+	if want := control.AppendFrame(nil, control.FrameSignal, []byte{2}); err != nil || !bytes.Equal(buf[:n], want) {
 		t.Errorf("got %x, %v", buf[:n], err)
 	}
 	serial.Close()
@@ -94,7 +95,7 @@ func TestControlShare(t *testing.T) {
 	if _, err := out.WriteAt([]byte("x"), 0); !errors.Is(err, linux.EPIPE) {
 		t.Errorf("after the end: %v", err)
 	}
-	for _, name := range []string{controlToHost, controlFromHost} {
+	for _, name := range []string{control.ToHost, control.FromHost} {
 		_, f, err := root.Walk([]string{name})
 		if err != nil {
 			t.Fatal(err)

@@ -11,10 +11,10 @@
 //   - [kmod.OpenModules] and [kmod.Modules.Resolve] find the modules a guest needs, with
 //     their dependencies, in load order.
 //   - [Initramfs] writes the newc archive the kernel unpacks.
-//   - [InitMain] is PID 1: it reads [InitConfig] from the archive, loads the
+//   - [InitMain] is PID 1: it reads [control.InitConfig] from the archive, loads the
 //     modules, mounts the root disk and then either hands over to the disk's
 //     own init or runs one command and reports its exit status.
-//   - [Control] is the host's end of the line to that init.
+//   - [control.Host] is the host's end of the line to that init.
 //   - [Boot] does all of it: a kernel, some disks, a command, a [Result].
 //
 // The init is the calling program itself. A program that boots guests calls

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/cavaliergopher/cpio"
+	"github.com/moovm/moovm/guest/control"
 )
 
 // A dynamic program takes its loader and libraries along, a static one nothing.
@@ -53,16 +54,16 @@ func TestLibraryFiles(t *testing.T) {
 // shares, overlaid shares.
 func TestPlanRootAndMounts(t *testing.T) {
 	cfg := Config{
-		NoTree: true, Command: &Command{Args: []string{"x"}}, Disks: []Disk{{}},
-		Root:   &Root{Device: "host", Type: "9p", ReadOnly: true, Overlay: true},
-		Mounts: []Mount{{Source: "tmpfs", Target: "/tmp", Type: "tmpfs"}},
+		NoTree: true, Command: &control.Command{Args: []string{"x"}}, Disks: []Disk{{}},
+		Root:   &control.Root{Device: "host", Type: "9p", ReadOnly: true, Overlay: true},
+		Mounts: []control.Mount{{Source: "tmpfs", Target: "/tmp", Type: "tmpfs"}},
 		Shares: []Share{{Tag: "host"}, {Tag: "pkg", Target: "/src", Overlay: true, Options: "cache=loose"}},
 	}
 	c := initConfigFor(&cfg, bootParams{})
 	if c.Root == nil || *c.Root != *cfg.Root {
 		t.Errorf("root %+v", c.Root)
 	}
-	want := []Mount{cfg.Mounts[0], {Source: "pkg", Target: "/src", Type: "9p", Options: shareOptions + ",cache=loose,ro", Overlay: true}}
+	want := []control.Mount{cfg.Mounts[0], {Source: "pkg", Target: "/src", Type: "9p", Options: shareOptions + ",cache=loose,ro", Overlay: true}}
 	if !slices.Equal(c.Mounts, want) {
 		t.Errorf("mounts %+v", c.Mounts)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/moovm/moovm/guest/control"
 	"strings"
 	"time"
 )
@@ -88,7 +89,7 @@ const (
 // the command's own, or one of the Status constants.
 func ExitStatus(r Result, err error) int {
 	var p *PanicError
-	var g *GuestError
+	var g *control.GuestError
 	switch {
 	case err == nil:
 		return r.ExitStatus
@@ -96,7 +97,7 @@ func ExitStatus(r Result, err error) int {
 		return StatusPanic
 	case errors.Is(err, context.DeadlineExceeded):
 		return StatusTimeout
-	case errors.As(err, &g) && g.Kind == FailCommand && g.Status != 0:
+	case errors.As(err, &g) && g.Kind == control.FailCommand && g.Status != 0:
 		return g.Status
 	}
 	return StatusCannotRun

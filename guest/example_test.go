@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 )
@@ -40,7 +41,7 @@ func run(path string) error {
 		Kernel:  kernel,
 		Modules: modules,
 		Files:   []guest.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: "/bin/busybox"}},
-		Command: &guest.Command{Args: []string{"/bin/busybox", "uname", "-r"}},
+		Command: &control.Command{Args: []string{"/bin/busybox", "uname", "-r"}},
 		Stdout:  os.Stdout,
 		Stderr:  os.Stderr,
 	})

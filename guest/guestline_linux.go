@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moovm/moovm/guest/control"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,15 +55,15 @@ func openControlShare(tag string) (*guestLine, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := mountOne(Mount{Source: tag, Target: dir, Type: "9p", Options: "trans=virtio,version=9p2000.L,msize=65536,cache=none"}); err != nil {
+	if err := mountOne(control.Mount{Source: tag, Target: dir, Type: "9p", Options: "trans=virtio,version=9p2000.L,msize=65536,cache=none"}); err != nil {
 		return nil, err
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
-	out, err := os.OpenFile(dir+"/"+controlToHost, os.O_WRONLY, 0)
+	out, err := os.OpenFile(dir+"/"+control.ToHost, os.O_WRONLY, 0)
 	if err != nil {
 		return nil, err
 	}
-	in, err := os.OpenFile(dir+"/"+controlFromHost, os.O_RDONLY, 0)
+	in, err := os.OpenFile(dir+"/"+control.FromHost, os.O_RDONLY, 0)
 	if err != nil {
 		out.Close()
 		return nil, err
@@ -73,57 +74,61 @@ func openControlShare(tag string) (*guestLine, error) {
 // frameSize is how much output is sent at a time.
 func (l *guestLine) frameSize() int {
 	if l != nil && l.serial {
-		return serialFrame
+		return control.SerialFrame
 	}
-	return maxFrame
+	return control.MaxFrame
 }
 
 // window is how much stdin the host may send in advance.
 func (l *guestLine) window() int {
 	if l.serial {
-		return serialCredit
+		return control.SerialCredit
 	}
-	return maxCredit
+	return control.MaxCredit
 }
 
 // send writes one frame. That the host does not listen is not the guest's
 // concern.
-func (l *guestLine) send(kind frameType, payload []byte) {
+func (l *guestLine) send(kind control.FrameKind, payload []byte) {
 	if l == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, _ = l.out.Write(appendFrame(nil, kind, payload))
+	_, _ = l.out.Write(control.AppendFrame(nil, kind, payload))
 }
 
-func (l *guestLine) sendJSON(kind frameType, v any) {
+func (l *guestLine) sendJSON(kind control.FrameKind, v any) {
 	b, err := json.Marshal(v)
-	if err == nil && len(b) <= maxFrame {
+	if err == nil && len(b) <= control.MaxFrame {
 		l.send(kind, b)
 	}
 }
 
 func (l *guestLine) hello() {
-	l.sendJSON(frameHello, helloFrame{Version: ConfigVersion, Release: unameRelease()})
+	l.sendJSON(control.FrameHello, control.Hello{Version: control.ConfigVersion, Release: unameRelease()})
 }
 
-func (l *guestLine) fail(e GuestError) {
-	e.Message = e.Message[:min(len(e.Message), maxText/2)]
-	l.sendJSON(frameError, e)
+func (l *guestLine) fail(e control.GuestError) {
+	e.Message = e.Message[:min(len(e.Message), control.MaxText/2)]
+	l.sendJSON(control.FrameError, e)
 }
 
-func (l *guestLine) warn(text string)  { l.send(frameWarn, []byte(text[:min(len(text), maxText)])) }
-func (l *guestLine) start(what string) { l.send(frameStart, []byte(what[:min(len(what), maxText)])) }
-func (l *guestLine) bye()              { l.send(frameBye, nil) }
+func (l *guestLine) warn(text string) {
+	l.send(control.FrameWarn, []byte(text[:min(len(text), control.MaxText)]))
+}
+func (l *guestLine) start(what string) {
+	l.send(control.FrameStart, []byte(what[:min(len(what), control.MaxText)]))
+}
+func (l *guestLine) bye() { l.send(control.FrameBye, nil) }
 
 func (l *guestLine) exit(status, signal int) {
 	b := binary.LittleEndian.AppendUint32(nil, uint32(status))
-	l.send(frameExit, binary.LittleEndian.AppendUint32(b, uint32(signal)))
+	l.send(control.FrameExit, binary.LittleEndian.AppendUint32(b, uint32(signal)))
 }
 
 func (l *guestLine) credit(n int) {
-	l.send(frameCredit, binary.LittleEndian.AppendUint32(nil, uint32(n)))
+	l.send(control.FrameCredit, binary.LittleEndian.AppendUint32(nil, uint32(n)))
 }
 
 // Read reads from the host. A share says end of file when there is nothing to

@@ -1,11 +1,10 @@
 package guest
 
 import (
-	"encoding/json"
-	"fmt"
 	"os"
 	"strings"
 
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kmod"
 )
 
@@ -17,26 +16,8 @@ func IsInit() bool {
 	if os.Getpid() != 1 {
 		return isAgent()
 	}
-	_, err := os.Stat(ConfigPath)
+	_, err := os.Stat(control.ConfigPath)
 	return err == nil
-}
-
-// parseInitConfig reads what InitConfig.Marshal wrote.
-func parseInitConfig(b []byte) (InitConfig, error) {
-	var c InitConfig
-	if err := json.Unmarshal(b, &c); err != nil {
-		return c, fmt.Errorf("init configuration: %w", err)
-	}
-	if c.Version != ConfigVersion {
-		return c, fmt.Errorf("init configuration has version %d, this init reads version %d", c.Version, ConfigVersion)
-	}
-	if c.Command != nil && len(c.Command.Args) == 0 {
-		return c, fmt.Errorf("init configuration: the command is empty")
-	}
-	if c.Command == nil && c.Root == nil {
-		return c, fmt.Errorf("init configuration has neither a root disk nor a command: nothing to run")
-	}
-	return c, nil
 }
 
 // defaultPath is the PATH of a command in the guest.
@@ -75,7 +56,7 @@ func envValue(env []string, key string) string {
 // (name.param=value), which only built-in modules get from the kernel itself.
 func moduleParams(cmdline, module string) string {
 	var params []string
-	for w := range splitCmdline(cmdline) {
+	for w := range control.SplitCmdline(cmdline) {
 		if name, rest, ok := strings.Cut(w, "."); ok && kmod.Underscores(name) == module && !strings.ContainsAny(name, "=") {
 			params = append(params, rest)
 		}

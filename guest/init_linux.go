@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kmod"
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +30,7 @@ func InitMain() {
 	in := &initProcess{}
 	defer func() {
 		if r := recover(); r != nil {
-			in.fail(FailInternal, fmt.Errorf("the init crashed: %v\n%s", r, debug.Stack()))
+			in.fail(control.FailInternal, fmt.Errorf("the init crashed: %v\n%s", r, debug.Stack()))
 		}
 	}()
 	in.run()
@@ -37,7 +38,7 @@ func InitMain() {
 
 // initProcess is PID 1.
 type initProcess struct {
-	cfg  InitConfig
+	cfg  control.InitConfig
 	line *guestLine // nil: no control line
 
 	kernelConfig []byte // taken from the initramfs, for the root file system
@@ -66,55 +67,55 @@ func (in *initProcess) run() {
 	if errors.As(err, &s) {
 		in.failStatus(s.kind, s.status, err)
 	}
-	in.fail(FailInternal, err)
+	in.fail(control.FailInternal, err)
 }
 
 // steps returns only when something went wrong.
 func (in *initProcess) steps() error {
 	// Whoever sends ctrl-alt-del or the like means the guest, not this process.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
-	for _, m := range []Mount{
-		{"proc", "/proc", "proc", "nosuid,nodev,noexec", false, false},
-		{"sysfs", "/sys", "sysfs", "nosuid,nodev,noexec", false, false},
-		{"devtmpfs", "/dev", "devtmpfs", "nosuid,mode=755", false, false},
+	for _, m := range []control.Mount{
+		{Source: "proc", Target: "/proc", Type: "proc", Options: "nosuid,nodev,noexec"},
+		{Source: "sysfs", Target: "/sys", Type: "sysfs", Options: "nosuid,nodev,noexec"},
+		{Source: "devtmpfs", Target: "/dev", Type: "devtmpfs", Options: "nosuid,mode=755"},
 	} {
 		if err := mountOne(m); err != nil && !errors.Is(err, unix.EBUSY) {
-			return stage(FailMount, err)
+			return stage(control.FailMount, err)
 		}
 	}
-	b, err := os.ReadFile(ConfigPath)
+	b, err := os.ReadFile(control.ConfigPath)
 	if err != nil {
-		return stage(FailConfig, err)
+		return stage(control.FailConfig, err)
 	}
-	cfg, parseErr := parseInitConfig(b)
+	cfg, parseErr := control.ParseInitConfig(b)
 	in.cfg = cfg
 	in.openLine(0)
 	if parseErr != nil {
-		return stage(FailConfig, parseErr)
+		return stage(control.FailConfig, parseErr)
 	}
 	err = in.loadModules()
 	in.openLine(5 * time.Second) // its driver may have been one of them
 	if err != nil {
-		return stage(FailModule, err)
+		return stage(control.FailModule, err)
 	}
 	in.fasterLine()
 	if err := in.readKernelConfig(); err != nil {
-		return stage(FailConfig, err)
+		return stage(control.FailConfig, err)
 	}
 	if cfg.Root != nil {
 		if err := in.enterRoot(*cfg.Root); err != nil {
-			return stage(FailRoot, err)
+			return stage(control.FailRoot, err)
 		}
 	}
 	if err := in.mounts(); err != nil {
-		return stage(FailMount, err)
+		return stage(control.FailMount, err)
 	}
 	in.addKernelConfig()
 	if cfg.Hostname != "" {
 		_ = unix.Sethostname([]byte(cfg.Hostname))
 	}
 	if cfg.Command == nil {
-		return stage(FailInit, in.handOver())
+		return stage(control.FailInit, in.handOver())
 	}
 	return in.runCommand(*cfg.Command)
 }
@@ -205,7 +206,7 @@ const sysroot = "/sysroot"
 
 // enterRoot waits for the root device, mounts it and makes it the root of this
 // process. The initramfs is emptied, so that its memory is free again.
-func (in *initProcess) enterRoot(root Root) error {
+func (in *initProcess) enterRoot(root control.Root) error {
 	target := sysroot
 	if root.Overlay {
 		target = "/lower"
@@ -259,7 +260,7 @@ func mountOverlay(lower string) error {
 	if err := os.Mkdir(upper, 0o755); err != nil {
 		return err
 	}
-	if err := mountOne(Mount{Source: "tmpfs", Target: upper, Type: "tmpfs", Options: "mode=755,size=90%"}); err != nil {
+	if err := mountOne(control.Mount{Source: "tmpfs", Target: upper, Type: "tmpfs", Options: "mode=755,size=90%"}); err != nil {
 		return err
 	}
 	for _, d := range []string{"/data", "/work"} {
@@ -267,18 +268,18 @@ func mountOverlay(lower string) error {
 			return err
 		}
 	}
-	return mountOne(Mount{Source: "overlay", Target: sysroot, Type: "overlay",
+	return mountOne(control.Mount{Source: "overlay", Target: sysroot, Type: "overlay",
 		Options: "lowerdir=" + lower + ",upperdir=" + upper + "/data,workdir=" + upper + "/work"})
 }
 
 // mountShare mounts a 9P share as root file system. It waits, because the tag
 // is there only when the driver has found the device.
-func mountShare(root Root, target string) error {
-	m := Mount{Source: root.Device, Target: target, Type: root.Type, Options: joinOptions("trans=virtio,version=9p2000.L", root.Options)}
+func mountShare(root control.Root, target string) error {
+	m := control.Mount{Source: root.Device, Target: target, Type: root.Type, Options: control.JoinOptions("trans=virtio,version=9p2000.L", root.Options)}
 	if root.ReadOnly {
-		m.Options = joinOptions("ro", m.Options)
+		m.Options = control.JoinOptions("ro", m.Options)
 	}
-	deadline := time.Now().Add(root.wait())
+	deadline := time.Now().Add(root.Wait())
 	for {
 		err := mountOne(m)
 		if !errors.Is(err, unix.ENOENT) || time.Now().After(deadline) {
@@ -291,22 +292,14 @@ func mountShare(root Root, target string) error {
 	}
 }
 
-// wait is how long the root device may take to appear.
-func (r Root) wait() time.Duration {
-	if r.WaitSeconds <= 0 {
-		return 10 * time.Second
-	}
-	return time.Duration(r.WaitSeconds) * time.Second
-}
-
 // waitForRoot waits until the root device is there.
-func waitForRoot(root Root) (blockDevice, error) {
+func waitForRoot(root control.Root) (blockDevice, error) {
 	spec, err := parseRootSpec(root.Device)
 	if err != nil {
 		return blockDevice{}, err
 	}
 	open := func(name string) (readAtCloser, error) { return os.Open(filepath.Join("/dev", name)) }
-	deadline := time.Now().Add(root.wait())
+	deadline := time.Now().Add(root.Wait())
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		devs := listBlockDevices("/sys/class/block", open)
 		for _, d := range devs {
@@ -315,13 +308,13 @@ func waitForRoot(root Root) (blockDevice, error) {
 			}
 		}
 		if time.Now().After(deadline) {
-			return blockDevice{}, noRootError(root.Device, devs, int(root.wait()/time.Second))
+			return blockDevice{}, noRootError(root.Device, devs, int(root.Wait()/time.Second))
 		}
 		time.Sleep(pause)
 	}
 }
 
-func mountRoot(dev blockDevice, root Root, target string) error {
+func mountRoot(dev blockDevice, root control.Root, target string) error {
 	types := []string{root.Type}
 	if root.Type == "" {
 		types = []string{dev.FS.Type}
@@ -336,13 +329,13 @@ func mountRoot(dev blockDevice, root Root, target string) error {
 	}
 	var first error
 	for _, t := range types {
-		m := Mount{Source: "/dev/" + dev.Name, Target: target, Type: t, Options: root.Options}
+		m := control.Mount{Source: "/dev/" + dev.Name, Target: target, Type: t, Options: root.Options}
 		if root.ReadOnly || dev.ReadOnly {
-			m.Options = joinOptions("ro", m.Options)
+			m.Options = control.JoinOptions("ro", m.Options)
 		}
 		err := mountOne(m)
 		if !root.ReadOnly && !dev.ReadOnly && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS)) {
-			m.Options = joinOptions("ro", m.Options) // it cannot be written after all
+			m.Options = control.JoinOptions("ro", m.Options) // it cannot be written after all
 			err = mountOne(m)
 		}
 		if err == nil {
@@ -403,8 +396,8 @@ func emptyInitramfs() {
 
 // mounts mounts /run and what the configuration lists.
 func (in *initProcess) mounts() error {
-	run := Mount{"tmpfs", "/run", "tmpfs", "nosuid,nodev,mode=755", true, false}
-	for _, m := range append([]Mount{run}, in.cfg.Mounts...) {
+	run := control.Mount{Source: "tmpfs", Target: "/run", Type: "tmpfs", Options: "nosuid,nodev,mode=755", Optional: true}
+	for _, m := range append([]control.Mount{run}, in.cfg.Mounts...) {
 		err := mountAt(m)
 		if err != nil {
 			err = fmt.Errorf("%s is not mounted at %s: %w", m.Source, m.Target, err)
@@ -421,7 +414,7 @@ func (in *initProcess) mounts() error {
 const overlays = "/run/moovm-overlay"
 
 // mountAt mounts m where it belongs, and makes the place first.
-func mountAt(m Mount) error {
+func mountAt(m control.Mount) error {
 	if err := makeMountPoint(m); err != nil {
 		return err
 	}
@@ -445,13 +438,13 @@ func mountAt(m Mount) error {
 	if err := mountOne(lower); err != nil {
 		return err
 	}
-	return mountOne(Mount{Source: "overlay", Target: m.Target, Type: "overlay",
+	return mountOne(control.Mount{Source: "overlay", Target: m.Target, Type: "overlay",
 		Options: "lowerdir=" + dir + "/lower,upperdir=" + dir + "/upper,workdir=" + dir + "/work"})
 }
 
 // makeMountPoint makes the folder to mount on, or the file when a file is to
 // be bound there.
-func makeMountPoint(m Mount) error {
+func makeMountPoint(m control.Mount) error {
 	if flags, _ := parseMountOptions(m.Options); flags&unix.MS_BIND != 0 {
 		if st, err := os.Stat(m.Source); err == nil && !st.IsDir() {
 			if err := os.MkdirAll(filepath.Dir(m.Target), 0o755); err != nil {
@@ -498,7 +491,7 @@ func (in *initProcess) fail(kind string, err error) {
 
 func (in *initProcess) failStatus(kind string, status int, err error) {
 	in.console(err.Error())
-	in.line.fail(GuestError{Kind: kind, Message: err.Error(), Status: status})
+	in.line.fail(control.GuestError{Kind: kind, Message: err.Error(), Status: status})
 	in.powerOff()
 }
 

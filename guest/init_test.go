@@ -5,40 +5,12 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
-	"reflect"
-	"slices"
 	"strings"
 	"testing"
 
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/blkid/blkidtest"
 )
-
-func TestParseInitConfig(t *testing.T) {
-	full := InitConfig{
-		Version: ConfigVersion, Modules: []InitModule{{"/m.ko", true}}, Control: "/dev/ttyS1", Hostname: "h", Init: "/i",
-		Root:    &Root{Device: "/dev/vda", Type: "ext4", Options: "noatime", ReadOnly: true, Overlay: true, WaitSeconds: 3},
-		Mounts:  []Mount{{"moovm", "/run/moovm", "9p", "ro", true, false}},
-		Command: &Command{Args: []string{"a", "b c"}, Env: []string{"X=1"}, Dir: "/d", Terminal: true, Rows: 2, Columns: 3},
-	}
-	b, err := full.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err := parseInitConfig(b); err != nil || !reflect.DeepEqual(got, full) {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	for text, want := range map[string]string{
-		"":                                  "init configuration: ",
-		`{"version":2,"root":{}}`:           "has version 2",
-		`{"version":1}`:                     "nothing to run",
-		`{"version":1,"command":{}}`:        "command is empty",
-		`{"version":1,"command":{"args":7}`: "init configuration: ",
-	} {
-		if _, err := parseInitConfig([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%q: %v", text, err)
-		}
-	}
-}
 
 func TestCommandEnv(t *testing.T) {
 	env := commandEnv([]string{"PATH=/x", "LANG=C", "TERM=", "NOVALUE"})
@@ -55,22 +27,9 @@ func TestCommandEnv(t *testing.T) {
 	}
 }
 
-func TestSplitCmdline(t *testing.T) {
-	got := slices.Collect(splitCmdline("  a b=\"c d\" \te\n" + `x="un closed`))
-	if want := []string{"a", `b="c d"`, "e", `x="un closed`}; !slices.Equal(got, want) {
-		t.Errorf("%q", got)
-	}
-	for w := range splitCmdline("one two") {
-		if w != "one" {
-			t.Error("goes on after break")
-		}
-		break
-	}
-}
-
 func TestParseBootParams(t *testing.T) {
 	p := parseBootParams(`quiet root=UUID=1-2 rootfstype=xfs rootflags=noatime,discard ro rw init=/bin/sh rootdelay=5 foo`)
-	if want := (Root{Device: "UUID=1-2", Type: "xfs", Options: "noatime,discard", WaitSeconds: 5}); p.root != want {
+	if want := (control.Root{Device: "UUID=1-2", Type: "xfs", Options: "noatime,discard", WaitSeconds: 5}); p.root != want {
 		t.Errorf("%+v", p.root)
 	}
 	if p.readOnly == nil || *p.readOnly || p.init != "/bin/sh" || strings.Join(p.rest, " ") != "quiet foo" {

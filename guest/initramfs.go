@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/cavaliergopher/cpio"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kmod"
 )
 
@@ -41,7 +42,7 @@ type Initramfs struct {
 	Libraries bool
 	// Config is written to ConfigPath, its Modules taken from the field below.
 	// nil leaves it out.
-	Config *InitConfig
+	Config *control.InitConfig
 	// Modules are written, unpacked, to ModulesPath, in load order.
 	Modules []kmod.ModuleFile
 	// Files are further entries.
@@ -106,7 +107,7 @@ func (a *Initramfs) write(c *archive) error {
 		files = append(files, File{Name: "init", Mode: 0o755, HostPath: a.Init})
 	}
 	files = append(files, a.Files...)
-	var config InitConfig
+	var config control.InitConfig
 	if a.Config != nil {
 		config = *a.Config
 	}
@@ -125,7 +126,7 @@ func (a *Initramfs) write(c *archive) error {
 		if err := c.add(File{Name: name, Data: data}); err != nil {
 			return err
 		}
-		config.Modules = append(config.Modules, InitModule{Path: name, Optional: m.Optional})
+		config.Modules = append(config.Modules, control.InitModule{Path: name, Optional: m.Optional})
 	}
 	if a.Config == nil {
 		return nil
@@ -134,7 +135,7 @@ func (a *Initramfs) write(c *archive) error {
 	if err != nil {
 		return err
 	}
-	return c.add(File{Name: ConfigPath, Mode: 0o600, Data: data})
+	return c.add(File{Name: control.ConfigPath, Mode: 0o600, Data: data})
 }
 
 // checkStatic looks for a dynamic loader in an ELF program. Anything that is

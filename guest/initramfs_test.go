@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/cavaliergopher/cpio"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kernel/kerneltest"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/kmod/kmodtest"
@@ -30,7 +31,7 @@ func TestInitramfs(t *testing.T) {
 	writeFile(t, script, []byte("#!/bin/sh\n"))
 	a := &Initramfs{
 		Init:    script,
-		Config:  &InitConfig{Command: &Command{Args: []string{"true"}}, Modules: []InitModule{{Path: "replaced"}}},
+		Config:  &control.InitConfig{Command: &control.Command{Args: []string{"true"}}, Modules: []control.InitModule{{Path: "replaced"}}},
 		Modules: mods,
 		Files: []File{
 			{Name: "/etc/deep/er/file", Data: []byte("hello")},
@@ -100,7 +101,7 @@ func TestInitramfs(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", name, got[name], want)
 		}
 	}
-	c, err := parseInitConfig([]byte(got["moovm/config.json"].body))
+	c, err := control.ParseInitConfig([]byte(got["moovm/config.json"].body))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/moovm/moovm/guest/control"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,7 +59,7 @@ func parseMountOptions(options string) (flags uintptr, data string) {
 	return flags, strings.Join(rest, ",")
 }
 
-func mountOne(m Mount) error {
+func mountOne(m control.Mount) error {
 	flags, data := parseMountOptions(m.Options)
 	if err := unix.Mount(m.Source, m.Target, m.Type, flags, data); err != nil {
 		return fmt.Errorf("mount -t %s -o %q %s %s: %w", m.Type, m.Options, m.Source, m.Target, err)

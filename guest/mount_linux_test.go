@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moovm/moovm/guest/control"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,7 +54,7 @@ func TestLookProgram(t *testing.T) {
 	for name, status := range map[string]int{"none": 127, filepath.Join(dir, "none"): 127, dir: 126, filepath.Join(dir, "a/data"): 126} {
 		_, err := lookProgram(name, path, "")
 		var s *stageError
-		if !errors.As(err, &s) || s.status != status || s.kind != FailCommand {
+		if !errors.As(err, &s) || s.status != status || s.kind != control.FailCommand {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -70,7 +71,7 @@ func TestStartCommand(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for _, terminal := range []bool{false, true} {
-		c := Command{Args: []string{"sh", "-c", "pwd; echo $X; read line; echo $line; echo err >&2; kill -9 $$"}, Dir: dir, Terminal: terminal, Rows: 5, Columns: 6}
+		c := control.Command{Args: []string{"sh", "-c", "pwd; echo $X; read line; echo $line; echo err >&2; kill -9 $$"}, Dir: dir, Terminal: terminal, Rows: 5, Columns: 6}
 		p, err := startCommand(c, sh, []string{"X=value"})
 		if err != nil {
 			if terminal {
@@ -109,7 +110,7 @@ func TestStartCommand(t *testing.T) {
 			p.stderr.Close()
 		}
 	}
-	if _, err := startCommand(Command{Args: []string{"x"}}, filepath.Join(dir, "none"), nil); !errors.Is(err, unix.ENOENT) {
+	if _, err := startCommand(control.Command{Args: []string{"x"}}, filepath.Join(dir, "none"), nil); !errors.Is(err, unix.ENOENT) {
 		t.Error(err)
 	}
 }

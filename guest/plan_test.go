@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kernel/kerneltest"
 	"github.com/moovm/moovm/kmod"
@@ -41,7 +42,7 @@ func TestInitConfigFor(t *testing.T) {
 		Shares: []Share{{Tag: "src", Target: "/src", ReadOnly: true}, {Tag: "only"}, {Tag: "out", Target: "/out"}, {Tag: "own", Target: "/own", Options: "cache=none"}},
 	}
 	c := initConfigFor(&cfg, parseBootParams(cfg.Append))
-	if c.Root == nil || *c.Root != (Root{Device: "UUID=1", Options: "noatime", ReadOnly: true}) || c.Init != "/x" || c.Control == "" {
+	if c.Root == nil || *c.Root != (control.Root{Device: "UUID=1", Options: "noatime", ReadOnly: true}) || c.Init != "/x" || c.Control == "" {
 		t.Errorf("%+v, root %+v", c, c.Root)
 	}
 	var mounts []string
@@ -53,7 +54,7 @@ func TestInitConfigFor(t *testing.T) {
 		"out /out ,cache=mmap false; own /own ,cache=none false" {
 		t.Error(got)
 	}
-	c = initConfigFor(&Config{NoTree: true, Command: &Command{}}, bootParams{})
+	c = initConfigFor(&Config{NoTree: true, Command: &control.Command{}}, bootParams{})
 	if c.Root != nil || len(c.Mounts) != 0 {
 		t.Errorf("%+v", c)
 	}
@@ -92,7 +93,7 @@ func TestKernelConfig(t *testing.T) {
 	}
 	want("", Config{Kernel: &kernel.Kernel{Path: k.Path, Release: "huge"}})
 	for _, scratch := range []bool{true, false} {
-		p, err := makePlan(&Config{Kernel: k, Scratch: scratch, Command: &Command{Args: []string{"x"}}, Setup: []string{"true"}})
+		p, err := makePlan(&Config{Kernel: k, Scratch: scratch, Command: &control.Command{Args: []string{"x"}}, Setup: []string{"true"}})
 		if err != nil || (p.init.KernelConfig == "/boot/config-"+k.Release) != scratch || len(p.init.Setup) != 1 ||
 			bytes.Contains(p.initrd, []byte(config)) != scratch {
 			t.Errorf("scratch %v: %+v, %v", scratch, p.init, err)
@@ -128,7 +129,7 @@ func TestModulesFor(t *testing.T) {
 		"partitions": {Config{Modules: m, NoTree: true, Disks: []Disk{{Backend: memoryDisk{make([]byte, 1<<17)}}}}, "virtio_ring virtio virtio_pci virtio_blk crc32c_generic? crc32c_intel? jbd2? after? mbcache? ext4?"},
 		"more":       {Config{Modules: m, NoTree: true, LoadModules: []string{"round"}}, "about round"},
 	} {
-		files, err := modulesFor(&c.cfg, InitConfig{Command: &Command{}})
+		files, err := modulesFor(&c.cfg, control.InitConfig{Command: &control.Command{}})
 		if err != nil || names(files) != c.want {
 			t.Errorf("%s: got %s, want %s, %v", name, names(files), c.want, err)
 		}
@@ -139,11 +140,11 @@ func TestModulesFor(t *testing.T) {
 		"no mmio module": {Modules: m, NoTree: true, Transport: vmm.TransportMMIO, Disks: []Disk{{Backend: memoryDisk{ext4}}}},
 		"unknown":        {Modules: m, LoadModules: []string{"nonesuch"}},
 	} {
-		if _, err := modulesFor(&cfg, InitConfig{}); !errors.Is(err, kmod.ErrUnknownModule) {
+		if _, err := modulesFor(&cfg, control.InitConfig{}); !errors.Is(err, kmod.ErrUnknownModule) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := modulesFor(&Config{LoadModules: []string{"x"}}, InitConfig{}); !errors.Is(err, kmod.ErrNoModules) {
+	if _, err := modulesFor(&Config{LoadModules: []string{"x"}}, control.InitConfig{}); !errors.Is(err, kmod.ErrNoModules) {
 		t.Error(err)
 	}
 }
@@ -156,7 +157,7 @@ func TestStartRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	cmd := &Command{Args: []string{"true"}}
+	cmd := &control.Command{Args: []string{"true"}}
 	script := filepath.Join(t.TempDir(), "init")
 	writeFile(t, script, []byte("#!/bin/sh\n"))
 	for name, c := range map[string]struct {
@@ -256,8 +257,8 @@ func TestVerdict(t *testing.T) {
 	caused, cancel := context.WithTimeoutCause(t.Context(), 0, fmt.Errorf("--timeout 5s: %w", context.DeadlineExceeded))
 	defer cancel()
 	<-caused.Done()
-	cmd := &Command{Args: []string{"x"}}
-	failure := &GuestError{Kind: FailRoot, Message: "no root"}
+	cmd := &control.Command{Args: []string{"x"}}
+	failure := &control.GuestError{Kind: control.FailRoot, Message: "no root"}
 	for name, c := range map[string]struct {
 		ctx     context.Context
 		cfg     Config
@@ -269,25 +270,25 @@ func TestVerdict(t *testing.T) {
 		want    int
 		text    string
 	}{
-		"status":             {cfg: Config{Command: cmd}, result: Result{Reason: vmm.PowerOff, ExitStatus: 7, Control: ControlState{Hello: true, Exited: true, Status: 7, Bye: true}}, want: 7},
-		"status, then reset": {cfg: Config{Command: cmd}, result: Result{Reason: vmm.Reset, ExitStatus: 7, Control: ControlState{Hello: true, Exited: true}}, want: 7},
-		"status, then panic": {cfg: Config{Command: cmd}, console: p, result: Result{Reason: vmm.Reset, Control: ControlState{Hello: true, Exited: true}}, want: 126, text: "not syncing: test"},
-		"power-off":          {result: Result{Reason: vmm.PowerOff, Control: ControlState{Hello: true, Started: true}}, want: 0},
-		"reboot":             {result: Result{Reason: vmm.Reset, Control: ControlState{Hello: true, Started: true}}, want: 0},
-		"old panic shown":    {console: p, result: Result{Reason: vmm.PowerOff, Control: ControlState{Hello: true, Started: true}}, want: 0},
-		"panic":              {console: p, result: Result{Reason: vmm.Reset, Control: ControlState{Hello: true}}, want: 126, text: "| [ 1.0] Kernel panic"},
+		"status":             {cfg: Config{Command: cmd}, result: Result{Reason: vmm.PowerOff, ExitStatus: 7, Control: control.State{Hello: true, Exited: true, Status: 7, Bye: true}}, want: 7},
+		"status, then reset": {cfg: Config{Command: cmd}, result: Result{Reason: vmm.Reset, ExitStatus: 7, Control: control.State{Hello: true, Exited: true}}, want: 7},
+		"status, then panic": {cfg: Config{Command: cmd}, console: p, result: Result{Reason: vmm.Reset, Control: control.State{Hello: true, Exited: true}}, want: 126, text: "not syncing: test"},
+		"power-off":          {result: Result{Reason: vmm.PowerOff, Control: control.State{Hello: true, Started: true}}, want: 0},
+		"reboot":             {result: Result{Reason: vmm.Reset, Control: control.State{Hello: true, Started: true}}, want: 0},
+		"old panic shown":    {console: p, result: Result{Reason: vmm.PowerOff, Control: control.State{Hello: true, Started: true}}, want: 0},
+		"panic":              {console: p, result: Result{Reason: vmm.Reset, Control: control.State{Hello: true}}, want: 126, text: "| [ 1.0] Kernel panic"},
 		"early panic":        {console: p, result: Result{Reason: vmm.Reset}, want: 126},
 		"hanging panic":      {console: p + "---[ end Kernel panic - not syncing: test ]---\n", result: Result{Reason: vmm.Stopped}, want: 126},
-		"no root":            {result: Result{Reason: vmm.PowerOff, Control: ControlState{Hello: true, Failure: failure}}, want: 125, text: "no root"},
-		"not found":          {result: Result{Reason: vmm.PowerOff, Control: ControlState{Failure: &GuestError{Kind: FailCommand, Status: 127}}}, want: 127},
-		"timeout":            {ctx: ended, cfg: Config{Command: cmd}, result: Result{Reason: vmm.Stopped, Took: 20003 * time.Millisecond, Control: ControlState{Hello: true}}, want: 124, text: "20s"},
+		"no root":            {result: Result{Reason: vmm.PowerOff, Control: control.State{Hello: true, Failure: failure}}, want: 125, text: "no root"},
+		"not found":          {result: Result{Reason: vmm.PowerOff, Control: control.State{Failure: &control.GuestError{Kind: control.FailCommand, Status: 127}}}, want: 127},
+		"timeout":            {ctx: ended, cfg: Config{Command: cmd}, result: Result{Reason: vmm.Stopped, Took: 20003 * time.Millisecond, Control: control.State{Hello: true}}, want: 124, text: "20s"},
 		"timeout at boot":    {ctx: ended, result: Result{Reason: vmm.Stopped}, want: 124},
-		"old panic, timeout": {ctx: ended, console: p + "$ ", result: Result{Reason: vmm.Stopped, Control: ControlState{Hello: true}}, want: 124},
-		"slow set-up": {cfg: Config{BootTimeout: time.Minute, Setup: []string{"sleep 100"}}, slow: true, result: Result{Reason: vmm.Stopped, Control: ControlState{Hello: true}},
+		"old panic, timeout": {ctx: ended, console: p + "$ ", result: Result{Reason: vmm.Stopped, Control: control.State{Hello: true}}, want: 124},
+		"slow set-up": {cfg: Config{BootTimeout: time.Minute, Setup: []string{"sleep 100"}}, slow: true, result: Result{Reason: vmm.Stopped, Control: control.State{Hello: true}},
 			want: 125, text: "the set-up in the guest did not end in time: not within 1m0s"},
 		"slow boot":    {cfg: Config{BootTimeout: time.Minute}, slow: true, result: Result{Reason: vmm.Stopped}, want: 125, text: "not within 1m0s"},
 		"silent reset": {result: Result{Reason: vmm.Reset}, want: 125, text: "nothing was said on the console"},
-		"cut short":    {cfg: Config{Command: cmd}, console: "bye\n", result: Result{Reason: vmm.PowerOff, Control: ControlState{Hello: true, Started: true}}, want: 125, text: "  | bye"},
+		"cut short":    {cfg: Config{Command: cmd}, console: "bye\n", result: Result{Reason: vmm.PowerOff, Control: control.State{Hello: true, Started: true}}, want: 125, text: "  | bye"},
 		"machine":      {result: Result{Reason: vmm.Failed}, err: errors.New("no KVM"), want: 125, text: "no KVM"},
 		"own cause":    {ctx: caused, result: Result{Reason: vmm.Stopped}, want: 124, text: "--timeout 5s"},
 		"own initrd":   {foreign: true, result: Result{Reason: vmm.PowerOff}, want: 0},

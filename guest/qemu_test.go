@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kernel/kerneltest"
 	"github.com/moovm/moovm/kmod"
@@ -26,7 +27,7 @@ import (
 
 // qemuGuest is one boot.
 type qemuGuest struct {
-	config  InitConfig
+	config  control.InitConfig
 	modules []string
 	files   []File
 	disks   []string // raw images, by path
@@ -36,7 +37,7 @@ type qemuGuest struct {
 }
 
 type qemuResult struct {
-	ControlState
+	control.State
 	stdout, stderr, console string
 	warnings                []string
 	err                     error
@@ -121,7 +122,7 @@ func (g qemuGuest) run(t *testing.T) qemuResult {
 	}
 	var res qemuResult
 	var stdout, stderr bytes.Buffer
-	c := NewControl(conn, conn, ControlConfig{Stdin: g.stdin, Stdout: &stdout, Stderr: &stderr,
+	c := control.NewHost(conn, conn, control.HostConfig{Stdin: g.stdin, Stdout: &stdout, Stderr: &stderr,
 		OnWarning: func(s string) { res.warnings = append(res.warnings, s) }})
 	res.err = c.Run()
 	conn.Close()
@@ -129,9 +130,9 @@ func (g qemuGuest) run(t *testing.T) qemuResult {
 		t.Errorf("qemu: %v\n%s", err, noise.String())
 	}
 	console, _ := os.ReadFile(consolePath)
-	res.ControlState, res.stdout, res.stderr, res.console = c.State(), stdout.String(), stderr.String(), string(console)
+	res.State, res.stdout, res.stderr, res.console = c.State(), stdout.String(), stderr.String(), string(console)
 	res.took = time.Since(start)
-	t.Logf("%.1f s: %+v warnings %q", res.took.Seconds(), res.ControlState, res.warnings)
+	t.Logf("%.1f s: %+v warnings %q", res.took.Seconds(), res.State, res.warnings)
 	if res.console != "" {
 		t.Logf("console: %q", res.console)
 	}
@@ -181,11 +182,11 @@ func ext4Image(t *testing.T, mkfs ...string) string {
 func TestQEMUCommandInInitramfs(t *testing.T) {
 	r := qemuGuest{
 		// The share is not there, so the serial port has to do.
-		config: InitConfig{Control: "/dev/ttyS1", ControlShare: controlTag, Command: &Command{Args: []string{"/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 7"}}},
+		config: control.InitConfig{Control: "/dev/ttyS1", ControlShare: control.ShareTag, Command: &control.Command{Args: []string{"/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 7"}}},
 		files:  []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
 	}.run(t)
 	if !r.Hello || !r.Started || !r.Exited || r.Status != 7 || !r.Bye || r.stdout != "out\n" || r.stderr != "err\n" {
-		t.Errorf("got %+v, stdout %q, stderr %q", r.ControlState, r.stdout, r.stderr)
+		t.Errorf("got %+v, stdout %q, stderr %q", r.State, r.stdout, r.stderr)
 	}
 }
 
@@ -193,14 +194,14 @@ func TestQEMUCommandOnDisk(t *testing.T) {
 	img := ext4Image(t, "-L", "rootfs")
 	input := strings.Repeat("0123456789abcdef\n", 1000)
 	r := qemuGuest{
-		config: InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "LABEL=rootfs"},
-			Command: &Command{Args: []string{"sh", "-c", "pwd; echo $X; cat > /root/written; cat /root/written; (sleep 100 &); kill -TERM $$"}, Env: []string{"X=y z"}, Dir: "/root"}},
+		config: control.InitConfig{Control: "/dev/ttyS1", Root: &control.Root{Device: "LABEL=rootfs"},
+			Command: &control.Command{Args: []string{"sh", "-c", "pwd; echo $X; cat > /root/written; cat /root/written; (sleep 100 &); kill -TERM $$"}, Env: []string{"X=y z"}, Dir: "/root"}},
 		modules: []string{"virtio_pci", "virtio_blk", "ext4"},
 		disks:   []string{img},
 		stdin:   strings.NewReader(input),
 	}.run(t)
 	if !r.Exited || r.Signal != 15 || r.Status != 143 || !r.Bye || r.stdout != "/root\ny z\n"+input {
-		t.Errorf("got %+v, %d bytes of stdout", r.ControlState, len(r.stdout))
+		t.Errorf("got %+v, %d bytes of stdout", r.State, len(r.stdout))
 	}
 	out, err := exec.Command("e2fsck", "-fn", img).CombinedOutput()
 	if err != nil || strings.Contains(string(out), "recovering journal") {
@@ -210,7 +211,7 @@ func TestQEMUCommandOnDisk(t *testing.T) {
 
 func TestQEMUTerminal(t *testing.T) {
 	r := qemuGuest{
-		config: InitConfig{Control: "/dev/ttyS1", Hostname: "box", Command: &Command{
+		config: control.InitConfig{Control: "/dev/ttyS1", Hostname: "box", Command: &control.Command{
 			Args: []string{"/bin/busybox", "sh", "-c", "busybox tty; busybox stty size; busybox hostname; read x; echo got $x; read y || echo eof"},
 			Env:  []string{"PATH=/bin", "TERM=xterm"}, Terminal: true, Rows: 33, Columns: 101}},
 		files: []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
@@ -223,28 +224,28 @@ func TestQEMUTerminal(t *testing.T) {
 		}
 	}
 	if !r.Exited || r.Status != 0 {
-		t.Errorf("got %+v", r.ControlState)
+		t.Errorf("got %+v", r.State)
 	}
 }
 
 func TestQEMUCannotStart(t *testing.T) {
 	for name, c := range map[string]struct {
-		command Command
+		command control.Command
 		status  int
 		text    string
 	}{
-		"missing":    {Command{Args: []string{"nonesuch"}}, 127, "nonesuch: not found in the guest"},
-		"not a file": {Command{Args: []string{"/bin"}}, 126, "/bin cannot be run in the guest"},
-		"folder":     {Command{Args: []string{"/bin/busybox"}, Dir: "/nowhere"}, 127, "no working folder /nowhere"},
+		"missing":    {control.Command{Args: []string{"nonesuch"}}, 127, "nonesuch: not found in the guest"},
+		"not a file": {control.Command{Args: []string{"/bin"}}, 126, "/bin cannot be run in the guest"},
+		"folder":     {control.Command{Args: []string{"/bin/busybox"}, Dir: "/nowhere"}, 127, "no working folder /nowhere"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := qemuGuest{
-				config: InitConfig{Control: "/dev/ttyS1", Command: &c.command},
+				config: control.InitConfig{Control: "/dev/ttyS1", Command: &c.command},
 				files:  []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
 			}.run(t)
 			f := r.Failure
-			if f == nil || f.Kind != FailCommand || f.Status != c.status || !strings.Contains(f.Message, c.text) || r.Exited || !r.Bye {
-				t.Errorf("got %+v", r.ControlState)
+			if f == nil || f.Kind != control.FailCommand || f.Status != c.status || !strings.Contains(f.Message, c.text) || r.Exited || !r.Bye {
+				t.Errorf("got %+v", r.State)
 			}
 			if !strings.Contains(r.console, c.text) {
 				t.Errorf("the console says %q", r.console)
@@ -256,14 +257,14 @@ func TestQEMUCannotStart(t *testing.T) {
 func TestQEMUReadOnlyDisk(t *testing.T) {
 	img := ext4Image(t)
 	r := qemuGuest{
-		config: InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "SERIAL=the-root"},
-			Command: &Command{Args: []string{"sh", "-c", "echo x > /file; echo y > /tmp/file && cat /tmp/file; exit 3"}}},
+		config: control.InitConfig{Control: "/dev/ttyS1", Root: &control.Root{Device: "SERIAL=the-root"},
+			Command: &control.Command{Args: []string{"sh", "-c", "echo x > /file; echo y > /tmp/file && cat /tmp/file; exit 3"}}},
 		modules: []string{"virtio_pci", "virtio_blk", "ext4"},
 		qemu: []string{"-blockdev", "driver=file,node-name=d,read-only=on,filename=" + img,
 			"-device", "virtio-blk-pci,drive=d,serial=the-root"},
 	}.run(t)
 	if r.Status != 3 || r.stdout != "y\n" || !strings.Contains(r.stderr, "Read-only file system") || !r.Bye {
-		t.Errorf("got %+v, stdout %q, stderr %q", r.ControlState, r.stdout, r.stderr)
+		t.Errorf("got %+v, stdout %q, stderr %q", r.State, r.stdout, r.stderr)
 	}
 }
 
@@ -274,13 +275,13 @@ func TestQEMUOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := qemuGuest{
-		config: InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "/dev/vda", ReadOnly: true, Overlay: true},
-			Command: &Command{Args: []string{"sh", "-c", "echo x > /root/file && cat /root/file"}}},
+		config: control.InitConfig{Control: "/dev/ttyS1", Root: &control.Root{Device: "/dev/vda", ReadOnly: true, Overlay: true},
+			Command: &control.Command{Args: []string{"sh", "-c", "echo x > /root/file && cat /root/file"}}},
 		modules: []string{"virtio_pci", "virtio_blk", "ext4", "overlay"},
 		disks:   []string{img},
 	}.run(t)
 	if !r.Exited || r.Status != 0 || r.stdout != "x\n" {
-		t.Errorf("got %+v, stdout %q", r.ControlState, r.stdout)
+		t.Errorf("got %+v, stdout %q", r.State, r.stdout)
 	}
 	if after, err := os.ReadFile(img); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the disk changed (%v)", err)
@@ -289,12 +290,12 @@ func TestQEMUOverlay(t *testing.T) {
 
 func TestQEMUNoInit(t *testing.T) {
 	r := qemuGuest{
-		config:  InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "/dev/vda"}, Init: "/lib/systemd/systemd"},
+		config:  control.InitConfig{Control: "/dev/ttyS1", Root: &control.Root{Device: "/dev/vda"}, Init: "/lib/systemd/systemd"},
 		modules: []string{"virtio_pci", "virtio_blk", "ext4"},
 		disks:   []string{ext4Image(t)},
 	}.run(t)
-	if f := r.Failure; f == nil || f.Kind != FailInit || !strings.Contains(f.Message, "/lib/systemd/systemd") {
-		t.Errorf("got %+v", r.ControlState)
+	if f := r.Failure; f == nil || f.Kind != control.FailInit || !strings.Contains(f.Message, "/lib/systemd/systemd") {
+		t.Errorf("got %+v", r.State)
 	}
 }
 
@@ -312,12 +313,12 @@ func TestQEMUHandOver(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	r := qemuGuest{
-		config:  InitConfig{Control: "/dev/ttyS1", Root: &Root{Device: "/dev/vda"}},
+		config:  control.InitConfig{Control: "/dev/ttyS1", Root: &control.Root{Device: "/dev/vda"}},
 		modules: []string{"virtio_pci", "virtio_blk", "ext4"},
 		disks:   []string{img},
 	}.run(t)
 	if !r.Started || r.Failure != nil {
-		t.Errorf("got %+v", r.ControlState)
+		t.Errorf("got %+v", r.State)
 	}
 	for _, want := range []string{"pid 1\r\n", "/dev/vda on / type ext4", "tmpfs on /run type tmpfs", "devtmpfs on /dev ", "/moovm: No such file"} {
 		if !strings.Contains(r.console, want) {

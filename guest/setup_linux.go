@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moovm/moovm/guest/control"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,16 +17,16 @@ const setupLinger = time.Second
 // setup runs the shell lines that come before the command, with its folder and
 // environment. What they write goes to stderr, so that the command's output is
 // its own. What they leave running stays.
-func (in *initProcess) setup(c Command, env []string) error {
+func (in *initProcess) setup(c control.Command, env []string) error {
 	for _, line := range in.cfg.Setup {
-		if err := runSetup(line, c, env, func(p []byte) { in.line.send(frameStderr, p) }); err != nil {
-			return stage(FailSetup, err)
+		if err := runSetup(line, c, env, func(p []byte) { in.line.send(control.FrameStderr, p) }); err != nil {
+			return stage(control.FailSetup, err)
 		}
 	}
 	return nil
 }
 
-func runSetup(line string, c Command, env []string, output func([]byte)) error {
+func runSetup(line string, c control.Command, env []string, output func([]byte)) error {
 	failed := func(format string, args ...any) error {
 		return fmt.Errorf("the set-up %q failed in the guest, nothing else ran: %w", line, fmt.Errorf(format, args...))
 	}
@@ -33,7 +34,7 @@ func runSetup(line string, c Command, env []string, output func([]byte)) error {
 	if _, err := os.Stat(shell); err != nil {
 		return failed("there is no %s; use a root file system that has one", shell)
 	}
-	p, err := startCommand(Command{Args: []string{shell, "-c", line}, Dir: c.Dir, Merge: true}, shell, env)
+	p, err := startCommand(control.Command{Args: []string{shell, "-c", line}, Dir: c.Dir, Merge: true}, shell, env)
 	if err != nil {
 		return failed("%w", errCause(err))
 	}
@@ -42,7 +43,7 @@ func runSetup(line string, c Command, env []string, output func([]byte)) error {
 	go func() {
 		defer close(written)
 		defer p.stdout.Close()
-		buf := make([]byte, serialFrame)
+		buf := make([]byte, control.SerialFrame)
 		for {
 			n, err := p.stdout.Read(buf)
 			if n > 0 {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/moovm/moovm/guest/control"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +25,7 @@ func TestRunSetup(t *testing.T) {
 	} {
 		var mu sync.Mutex // what is left running may still write
 		var out strings.Builder
-		err := runSetup(c.line, Command{Dir: dir}, []string{"X=value", "PATH=" + defaultPath}, func(p []byte) {
+		err := runSetup(c.line, control.Command{Dir: dir}, []string{"X=value", "PATH=" + defaultPath}, func(p []byte) {
 			mu.Lock()
 			defer mu.Unlock()
 			out.Write(p)
@@ -44,7 +45,7 @@ func TestRunSetup(t *testing.T) {
 	if n, _ := strconv.Atoi(pid); err != nil || n < 2 || unix.Kill(n, unix.SIGKILL) != nil {
 		t.Errorf("what a set-up left running is gone: %q, %v", b, err)
 	}
-	if err := runSetup("true", Command{Dir: dir + "/none"}, nil, func([]byte) {}); err == nil || !strings.Contains(err.Error(), "no such file") {
+	if err := runSetup("true", control.Command{Dir: dir + "/none"}, nil, func([]byte) {}); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Error(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/confine"
 	"github.com/moovm/moovm/vmm"
 )
@@ -113,13 +114,13 @@ func (r *machineRequest) connect(c *guest.Config, g *globals, end context.Cancel
 		c.Console.In = os.Stdin
 	case tty != nil:
 		rows, columns := tty.Size()
-		c.Command = &guest.Command{Args: r.command, Dir: "/", Terminal: true, Rows: rows, Columns: columns}
+		c.Command = &control.Command{Args: r.command, Dir: "/", Terminal: true, Rows: rows, Columns: columns}
 		if name := os.Getenv("TERM"); name != "" {
 			c.Command.Env = []string{"TERM=" + name}
 		}
 		c.Stdin, c.Stdout, c.Stderr = tty, os.Stdout, os.Stderr
 	default:
-		c.Command = &guest.Command{Args: r.command, Dir: "/"}
+		c.Command = &control.Command{Args: r.command, Dir: "/"}
 		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	}
 	return tty, nil

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/internal/sandbox"
@@ -166,7 +167,7 @@ func (b *box) configure(c *sandbox.Config) (err error) {
 		}
 	}
 	env := slices.Concat(sandboxEnviron(os.Environ()), b.env, []string{host.SandboxEnv + "=1"})
-	c.Command = guest.Command{Args: args, Env: env, Dir: dir}
+	c.Command = control.Command{Args: args, Env: env, Dir: dir}
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 )
@@ -59,7 +60,7 @@ func run(kernelPath, modulesDir, image string, sector int64) (err error) {
 			{COW: root},
 			{Backend: &numbers{sectors: 1 << 31}, Serial: "numbers"}, // /dev/vdb
 		},
-		Command: &guest.Command{Args: []string{"/bin/dd", "if=/dev/vdb", "bs=512", "count=1", "status=none", fmt.Sprint("skip=", sector)}},
+		Command: &control.Command{Args: []string{"/bin/dd", "if=/dev/vdb", "bs=512", "count=1", "status=none", fmt.Sprint("skip=", sector)}},
 		Stdout:  os.Stdout, Stderr: os.Stderr,
 	})
 	if err == nil && r.ExitStatus != 0 {

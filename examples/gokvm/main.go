@@ -24,6 +24,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
@@ -112,14 +113,14 @@ func initramfs(kernel *kernel.Kernel, modulesDir string, command []string) (*str
 	if err != nil {
 		return nil, err
 	}
-	b, err := (&guest.Initramfs{Init: self, Modules: list, Config: &guest.InitConfig{
-		Version: guest.ConfigVersion,
-		Root:    &guest.Root{Device: "/dev/vda"},
-		Mounts: []guest.Mount{{Source: guest.TreeTag, Target: guest.TreePath, Type: "9p",
+	b, err := (&guest.Initramfs{Init: self, Modules: list, Config: &control.InitConfig{
+		Version: control.ConfigVersion,
+		Root:    &control.Root{Device: "/dev/vda"},
+		Mounts: []control.Mount{{Source: guest.TreeTag, Target: guest.TreePath, Type: "9p",
 			Options: "trans=virtio,version=9p2000.L,msize=512000,cache=none,access=any,noxattr,ro"}},
 		// There is no control line on this machine, and gokvm's serial port loses
 		// interrupts when user space writes to it: the kernel writes for us.
-		Command: &guest.Command{Args: append([]string{"/bin/sh", "-c",
+		Command: &control.Command{Args: append([]string{"/bin/sh", "-c",
 			`"$@" 2>&1 | while IFS= read -r l; do echo "<2>$l" >/dev/kmsg; done`, "sh"}, command...)},
 	}}).Bytes()
 	return strings.NewReader(string(b)), err

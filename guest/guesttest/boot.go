@@ -15,6 +15,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/internal/host"
@@ -125,7 +126,7 @@ func (s *setup) addDisks(c *Config, tmp string) error {
 
 func (s *setup) env(e string) {
 	if s.guest.Command == nil {
-		s.guest.Command = &guest.Command{}
+		s.guest.Command = &control.Command{}
 	}
 	s.guest.Command.Env = append(s.guest.Command.Env, e)
 }
@@ -179,15 +180,15 @@ func (s *setup) addFolders(c *Config, n need, modules *kmod.Modules) error {
 		if err := share("/", "", sharefs.Options{}, guest.Share{Tag: "host"}); err != nil {
 			return err
 		}
-		g.Root = &guest.Root{Device: "host", Type: "9p", Options: "msize=500000," + cached, ReadOnly: true, Overlay: true}
-		g.Mounts = append(g.Mounts, guest.Mount{Source: "tmpfs", Target: "/tmp", Type: "tmpfs", Options: "mode=1777"})
+		g.Root = &control.Root{Device: "host", Type: "9p", Options: "msize=500000," + cached, ReadOnly: true, Overlay: true}
+		g.Mounts = append(g.Mounts, control.Mount{Source: "tmpfs", Target: "/tmp", Type: "tmpfs", Options: "mode=1777"})
 	case c.Base == "":
 		g.NoRoot = true
 	}
 	if modules != nil {
 		at := "/lib/modules/" + s.kernel.Release
 		if dir := modules.Dir(); dir != at && visible(dir) {
-			g.Mounts = append(g.Mounts, guest.Mount{Source: dir, Target: at, Type: "none", Options: "bind,ro", Optional: true})
+			g.Mounts = append(g.Mounts, control.Mount{Source: dir, Target: at, Type: "none", Options: "bind,ro", Optional: true})
 		} else if !visible(dir) {
 			if err := share(dir, at, sharefs.Options{}, guest.Share{Tag: "modules", ReadOnly: true, Options: cached}); err != nil {
 				return err
@@ -334,8 +335,8 @@ func runGuestOnce(j *job, signals <-chan os.Signal, last bool) (status int, err 
 	if s := result.Control.Signal; err == nil && s != 0 {
 		stdout.fail(fmt.Sprintf("the test binary was killed: %v (signal %d)", syscall.Signal(s), s))
 	}
-	var failure *guest.GuestError
-	if errors.As(err, &failure) && g.Modules == nil && failure.Kind != guest.FailCommand && failure.Kind != guest.FailSetup {
+	var failure *control.GuestError
+	if errors.As(err, &failure) && g.Modules == nil && failure.Kind != control.FailCommand && failure.Kind != control.FailSetup {
 		err = fmt.Errorf("%w\nNo modules were found for kernel %s (%s), and it may need some, for virtio and 9P: put them into lib/modules/%[3]s beside its folder, or name theirs with --modules",
 			err, c.Kernels[0], s.kernel.Release)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/agent"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/reexec"
@@ -369,7 +370,7 @@ func (o *ownSandbox) Run(cmd agent.Command, signals <-chan os.Signal) (int, erro
 		case <-done:
 		}
 	}()
-	o.conf.Command = guest.Command{Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, Merge: cmd.Merge}
+	o.conf.Command = control.Command{Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, Merge: cmd.Merge}
 	o.conf.Stdin, o.conf.Stdout, o.conf.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return sandbox.Run(ctx, o.conf)
 }

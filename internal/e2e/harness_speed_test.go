@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 )
 
 // How long it takes from `moovm test` to the first line of a test, next to a
@@ -34,7 +35,7 @@ func TestLongHarnessSpeed(t *testing.T) {
 			"-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", vmlinux, "-initrd", initrd,
 			"-append", "console=ttyS0 panic=-1 quiet"}, more...)
 	}
-	hostRoot := &guest.Root{Device: "host", Type: "9p", Options: "trans=virtio,version=9p2000.L,msize=500000,cache=loose", ReadOnly: true, Overlay: true}
+	hostRoot := &control.Root{Device: "host", Type: "9p", Options: "trans=virtio,version=9p2000.L,msize=500000,cache=loose", ReadOnly: true, Overlay: true}
 	run := []string{moovmBin, "test", "--kernel", kernel, "--accel", "kvm"}
 	test := []string{self, "-test.v", "-test.run=^TestGuestPass$"}
 	ways := map[string][]string{
@@ -58,7 +59,7 @@ func TestLongHarnessSpeed(t *testing.T) {
 
 // harnessInitrd writes an initramfs whose init runs the test binary self, which
 // is in it, or on the root if there is one.
-func harnessInitrd(t *testing.T, dir, self string, root *guest.Root) string {
+func harnessInitrd(t *testing.T, dir, self string, root *control.Root) string {
 	t.Helper()
 	_, m := kernelWithModules(t)
 	modules, err := m.Resolve("virtio_mmio", "9pnet_virtio", "9p", "overlay")
@@ -67,7 +68,7 @@ func harnessInitrd(t *testing.T, dir, self string, root *guest.Root) string {
 	}
 	archive := &guest.Initramfs{
 		Init: moovmBin, Modules: modules,
-		Config: &guest.InitConfig{Version: guest.ConfigVersion, Control: "/dev/ttyS0", Root: root, Command: &guest.Command{
+		Config: &control.InitConfig{Version: control.ConfigVersion, Control: "/dev/ttyS0", Root: root, Command: &control.Command{
 			Args: []string{self, "-test.v", "-test.run=^TestGuestPass$"}, Env: []string{"MOOVM_GUEST=1"}}},
 	}
 	name := "initrd-root"

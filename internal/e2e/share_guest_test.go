@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/sharefs"
 )
 
@@ -362,7 +363,7 @@ func TestShareGuestEnds(t *testing.T) {
 				Kernel: k, Modules: modules, Init: moovmBin, NoTree: true, Memory: 512 << 20,
 				Files:  []guest.File{{Name: "/e2e", HostPath: self, Mode: 0o755}},
 				Shares: []guest.Share{{Tag: "load", Attacher: share, Target: "/mnt/load"}},
-				Command: &guest.Command{Args: []string{"/e2e"},
+				Command: &control.Command{Args: []string{"/e2e"},
 					Env: []string{"MOOVM_E2E_LOAD=/mnt/load", "MOOVM_E2E_END=" + end}},
 				Stdout: out, Stderr: out,
 			})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/virtioblk"
 	"github.com/moovm/moovm/vmm"
 )
@@ -140,7 +141,7 @@ func realDrivers(t *testing.T, transport vmm.Transport, megabytes, loops int) {
 			{Backend: growing},
 			{Backend: fio, ReadOnly: true},
 		},
-		Command: &guest.Command{Args: []string{"/bin/bash", "-c", fmt.Sprintf(virtioScript, megabytes, loops, large)}},
+		Command: &control.Command{Args: []string{"/bin/bash", "-c", fmt.Sprintf(virtioScript, megabytes, loops, large)}},
 		Stdout:  out, Stderr: &stderr,
 	})
 	if err != nil {

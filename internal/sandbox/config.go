@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 )
 
 // Defaults of a Config.
@@ -40,7 +40,7 @@ type Config struct {
 	Memory int64
 	CPUs   int
 	// Command is what to run, with paths as on this machine.
-	Command guest.Command
+	Command control.Command
 	// Writable are what of this machine the command may change: folders with
 	// all that is in them, and regular files, which keep their holes and get
 	// those that the command makes. Everything it writes elsewhere is gone when

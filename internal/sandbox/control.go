@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 )
 
 const (
@@ -33,8 +33,8 @@ var errBoot = errors.New("its kernel did not reach user space in " + bootTimeout
 // relay serves the control line until the emulated host is gone. When ctx
 // ends, the command is told by a signal; if that does not help within the grace
 // period, or the host does not come up, giveUp is called.
-func relay(ctx context.Context, c *Config, line *os.File, giveUp context.CancelCauseFunc) (guest.ControlState, error) {
-	ctl := guest.NewControl(line, line, guest.ControlConfig{
+func relay(ctx context.Context, c *Config, line *os.File, giveUp context.CancelCauseFunc) (control.State, error) {
+	ctl := control.NewHost(line, line, control.HostConfig{
 		Stdin:     c.Stdin,
 		Stdout:    c.Stdout,
 		Stderr:    c.Stderr,
@@ -81,7 +81,7 @@ func relay(ctx context.Context, c *Config, line *os.File, giveUp context.CancelC
 // relayed is what relay knows of how its command is to end.
 type relayed struct {
 	c      *Config
-	ctl    *guest.Control
+	ctl    *control.Host
 	giveUp context.CancelCauseFunc
 
 	signals int              // that came

@@ -7,7 +7,7 @@ import (
 	"os"
 	"strconv"
 
-	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/filefs"
 	"github.com/moovm/moovm/virtio/vhostuser"
 )
@@ -101,12 +101,12 @@ func filesArgs(c *Config) []string {
 }
 
 // fileMounts puts each file over its path.
-func fileMounts(paths []string) (mounts []guest.Mount) {
+func fileMounts(paths []string) (mounts []control.Mount) {
 	if len(paths) > 0 {
-		mounts = append(mounts, guest.Mount{Source: filesTag, Target: filesMount, Type: "virtiofs"})
+		mounts = append(mounts, control.Mount{Source: filesTag, Target: filesMount, Type: "virtiofs"})
 	}
 	for i, path := range paths {
-		mounts = append(mounts, guest.Mount{Source: filesMount + "/" + strconv.Itoa(i), Target: path, Options: "bind"})
+		mounts = append(mounts, control.Mount{Source: filesMount + "/" + strconv.Itoa(i), Target: path, Options: "bind"})
 	}
 	return mounts
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 )
@@ -176,9 +177,9 @@ func openModules(c *Config, kernel *kernel.Kernel) (*kmod.Modules, error) {
 }
 
 // initConfig tells the emulated host's init what to do.
-func initConfig(c *Config) *guest.InitConfig {
-	conf := &guest.InitConfig{
-		Root:     &guest.Root{Device: "host", Type: "9p", Options: mountOptions, ReadOnly: true, Overlay: true},
+func initConfig(c *Config) *control.InitConfig {
+	conf := &control.InitConfig{
+		Root:     &control.Root{Device: "host", Type: "9p", Options: mountOptions, ReadOnly: true, Overlay: true},
 		Command:  &c.Command,
 		Control:  "/dev/vport0p1",
 		Hostname: "sandbox",
@@ -187,7 +188,7 @@ func initConfig(c *Config) *guest.InitConfig {
 	}
 	folders, files := c.writable()
 	for i, dir := range folders {
-		conf.Mounts = append(conf.Mounts, guest.Mount{Source: shareTag(i), Target: dir, Type: "9p", Options: mountOptions})
+		conf.Mounts = append(conf.Mounts, control.Mount{Source: shareTag(i), Target: dir, Type: "9p", Options: mountOptions})
 	}
 	conf.Mounts = append(conf.Mounts, fileMounts(files)...)
 	return conf

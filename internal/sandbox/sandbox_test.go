@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/reexec"
 )
 
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestConfig(t *testing.T) {
-	command := guest.Command{Args: []string{"true"}}
+	command := control.Command{Args: []string{"true"}}
 	for want, c := range map[string]Config{
 		"no command":           {},
 		"at least 512M":        {Command: command, Memory: 64 << 20},
@@ -128,7 +129,7 @@ func needEmulation(t *testing.T) Config {
 func (c Config) run(t *testing.T, ctx context.Context, script string) (stdout, stderr string, status int) {
 	t.Helper()
 	var out, errs, console bytes.Buffer
-	c.Command = guest.Command{Args: []string{"/bin/sh", "-c", script}, Dir: "/"}
+	c.Command = control.Command{Args: []string{"/bin/sh", "-c", script}, Dir: "/"}
 	c.Stderr, c.Console = &errs, &console
 	if c.Stdout == nil {
 		c.Stdout = &out
@@ -201,7 +202,7 @@ func TestSandboxBroken(t *testing.T) {
 	if err := os.WriteFile(c.QEMU, []byte("#!/bin/sh\necho no such machine >&2\nexit 3\n"), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	c.Command = guest.Command{Args: []string{"true"}}
+	c.Command = control.Command{Args: []string{"true"}}
 	_, err := Run(t.Context(), c)
 	if err == nil || !strings.Contains(err.Error(), "no such machine") {
 		t.Errorf("error %v", err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/virtioblk"
@@ -73,11 +74,11 @@ func TestQEMULinux(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	initrd, err := (&guest.Initramfs{Init: bin, Modules: list, Config: &guest.InitConfig{
-		Version: guest.ConfigVersion, Root: &guest.Root{Device: "/dev/vda"},
-		Mounts: []guest.Mount{{Source: "host", Target: "/mnt/host", Type: "9p",
+	initrd, err := (&guest.Initramfs{Init: bin, Modules: list, Config: &control.InitConfig{
+		Version: control.ConfigVersion, Root: &control.Root{Device: "/dev/vda"},
+		Mounts: []control.Mount{{Source: "host", Target: "/mnt/host", Type: "9p",
 			Options: "trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro"}},
-		Command: &guest.Command{Args: []string{"/bin/sh", "-c", linuxScript}},
+		Command: &control.Command{Args: []string{"/bin/sh", "-c", linuxScript}},
 	}}).Bytes()
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package guest
+package control
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"github.com/moovm/moovm/internal/pipe"
+	"go.uber.org/goleak"
 	"io"
 	"math/rand/v2"
 	"strings"
@@ -13,50 +14,52 @@ import (
 	"testing"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 // fromGuest is what a guest's init writes.
-func fromGuest(frames ...frame) []byte {
+func fromGuest(frames ...Frame) []byte {
 	var b []byte
 	for _, f := range frames {
-		b = appendFrame(b, f.kind, f.payload)
+		b = AppendFrame(b, f.Kind, f.Payload)
 	}
 	return b
 }
 
-func exitFrame(status, signal uint32) frame {
+func exitFrame(status, signal uint32) Frame {
 	b := binary.LittleEndian.AppendUint32(nil, status)
-	return frame{frameExit, binary.LittleEndian.AppendUint32(b, signal)}
+	return Frame{FrameExit, binary.LittleEndian.AppendUint32(b, signal)}
 }
 
-func jsonFrame(t *testing.T, kind frameType, v any) frame {
+func jsonFrame(t *testing.T, kind FrameKind, v any) Frame {
 	t.Helper()
 	b, err := json.Marshal(v)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return frame{kind, b}
+	return Frame{kind, b}
 }
 
 func TestControl(t *testing.T) {
 	var out, errs bytes.Buffer
 	var started, warned []string
 	in := fromGuest(
-		jsonFrame(t, frameHello, helloFrame{1, "6.1\x1b[31m"}),
-		frame{frameWarn, []byte("no\ntree")},
-		frame{frameStart, []byte("/bin/sh")},
-		frame{frameStdout, []byte("out1 ")},
-		frame{frameStderr, []byte("err\x00\x1b")},
-		frame{frameStdout, bytes.Repeat([]byte("x"), maxFrame)},
-		frame{frameStdout, nil},
-		frame{99, []byte("of a newer init")},
+		jsonFrame(t, FrameHello, Hello{1, "6.1\x1b[31m"}),
+		Frame{FrameWarn, []byte("no\ntree")},
+		Frame{FrameStart, []byte("/bin/sh")},
+		Frame{FrameStdout, []byte("out1 ")},
+		Frame{FrameStderr, []byte("err\x00\x1b")},
+		Frame{FrameStdout, bytes.Repeat([]byte("x"), MaxFrame)},
+		Frame{FrameStdout, nil},
+		Frame{99, []byte("of a newer init")},
 		exitFrame(7, 0),
-		frame{frameBye, nil},
+		Frame{FrameBye, nil},
 	)
 	// Whatever the reads are cut into, and with noise in front.
 	for _, size := range []int{1, 3, 1000, 1 << 20} {
 		out.Reset()
 		errs.Reset()
 		started, warned = nil, nil
-		c := NewControl(&chunkReader{data: append([]byte("SeaBIOS\xa6\xa6m\r\n"), in...), size: size}, io.Discard, ControlConfig{
+		c := NewHost(&chunkReader{data: append([]byte("SeaBIOS\xa6\xa6m\r\n"), in...), size: size}, io.Discard, HostConfig{
 			Stdout: &out, Stderr: &errs,
 			OnStart:   func(s string) { started = append(started, s) },
 			OnWarning: func(s string) { warned = append(warned, s) },
@@ -64,11 +67,11 @@ func TestControl(t *testing.T) {
 		if err := c.Run(); err != nil {
 			t.Fatal(err)
 		}
-		want := ControlState{Hello: true, Release: "6.1?[31m", Started: true, Exited: true, Status: 7, Bye: true, Garbage: 12}
+		want := State{Hello: true, Release: "6.1?[31m", Started: true, Exited: true, Status: 7, Bye: true, Garbage: 12}
 		if got := c.State(); got != want {
 			t.Errorf("chunks of %d: got %+v, want %+v", size, got, want)
 		}
-		if out.String() != "out1 "+strings.Repeat("x", maxFrame) || errs.String() != "err\x00\x1b" {
+		if out.String() != "out1 "+strings.Repeat("x", MaxFrame) || errs.String() != "err\x00\x1b" {
 			t.Errorf("chunks of %d: %d bytes of stdout, stderr %q", size, out.Len(), errs.String())
 		}
 		if strings.Join(started, "|") != "/bin/sh" || strings.Join(warned, "|") != "no tree" {
@@ -79,17 +82,17 @@ func TestControl(t *testing.T) {
 
 func TestControlStates(t *testing.T) {
 	for name, c := range map[string]struct {
-		frames []frame
-		want   ControlState
+		frames []Frame
+		want   State
 	}{
-		"nothing":       {nil, ControlState{}},
-		"killed":        {[]frame{exitFrame(0, 9)}, ControlState{Exited: true, Status: 137, Signal: 9}},
-		"status":        {[]frame{exitFrame(0x12345607, 0)}, ControlState{Exited: true, Status: 7}},
-		"wild signal":   {[]frame{exitFrame(1, 0xffffff80)}, ControlState{Exited: true, Status: 1}},
-		"short exit":    {[]frame{{frameExit, []byte{1}}}, ControlState{}},
-		"hello is text": {[]frame{{frameHello, []byte("hi")}}, ControlState{Hello: true}},
+		"nothing":       {nil, State{}},
+		"killed":        {[]Frame{exitFrame(0, 9)}, State{Exited: true, Status: 137, Signal: 9}},
+		"status":        {[]Frame{exitFrame(0x12345607, 0)}, State{Exited: true, Status: 7}},
+		"wild signal":   {[]Frame{exitFrame(1, 0xffffff80)}, State{Exited: true, Status: 1}},
+		"short exit":    {[]Frame{{FrameExit, []byte{1}}}, State{}},
+		"hello is text": {[]Frame{{FrameHello, []byte("hi")}}, State{Hello: true}},
 	} {
-		ctl := NewControl(bytes.NewReader(fromGuest(c.frames...)), io.Discard, ControlConfig{})
+		ctl := NewHost(bytes.NewReader(fromGuest(c.frames...)), io.Discard, HostConfig{})
 		if err := ctl.Run(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -98,10 +101,10 @@ func TestControlStates(t *testing.T) {
 		}
 	}
 	// The first failure counts; it is made printable whatever it is.
-	ctl := NewControl(bytes.NewReader(fromGuest(
-		frame{frameError, []byte(`{"kind":"root","message":"no \u001b disk\n","status":1000}`)},
-		frame{frameError, []byte(`second`)},
-	)), io.Discard, ControlConfig{})
+	ctl := NewHost(bytes.NewReader(fromGuest(
+		Frame{FrameError, []byte(`{"kind":"root","message":"no \u001b disk\n","status":1000}`)},
+		Frame{FrameError, []byte(`second`)},
+	)), io.Discard, HostConfig{})
 	if err := ctl.Run(); err != nil {
 		t.Error(err)
 	}
@@ -112,24 +115,24 @@ func TestControlStates(t *testing.T) {
 
 func TestControlGarbage(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	noise := make([]byte, maxGarbage+maxFrame)
+	noise := make([]byte, maxGarbage+MaxFrame)
 	for i := range noise {
 		noise[i] = byte(r.Uint32()) &^ 0x80 // no frame begins in it
 	}
-	c := NewControl(bytes.NewReader(append(noise[:maxGarbage:maxGarbage], fromGuest(exitFrame(3, 0))...)), io.Discard, ControlConfig{})
+	c := NewHost(bytes.NewReader(append(noise[:maxGarbage:maxGarbage], fromGuest(exitFrame(3, 0))...)), io.Discard, HostConfig{})
 	if err := c.Run(); err != nil || c.State().Status != 3 || c.State().Garbage != maxGarbage {
 		t.Errorf("tolerable: %v, %+v", err, c.State())
 	}
-	c = NewControl(bytes.NewReader(noise), io.Discard, ControlConfig{})
-	if err := c.Run(); !errors.Is(err, ErrControl) {
+	c = NewHost(bytes.NewReader(noise), io.Discard, HostConfig{})
+	if err := c.Run(); !errors.Is(err, ErrLine) {
 		t.Errorf("too much: %v", err)
 	}
 	// A length beyond the limit is no frame; one that is cut short is the end.
-	long := appendFrame(nil, frameStdout, nil)
-	binary.LittleEndian.PutUint16(long[3:], maxFrame+1)
+	long := AppendFrame(nil, FrameStdout, nil)
+	binary.LittleEndian.PutUint16(long[3:], MaxFrame+1)
 	long[5] = frameCheck(long)
-	cut := fromGuest(frame{frameStdout, []byte("never complete")})
-	c = NewControl(bytes.NewReader(append(long, cut[:len(cut)-1]...)), io.Discard, ControlConfig{})
+	cut := fromGuest(Frame{FrameStdout, []byte("never complete")})
+	c = NewHost(bytes.NewReader(append(long, cut[:len(cut)-1]...)), io.Discard, HostConfig{})
 	if err := c.Run(); err != nil || c.State().Garbage != frameHeaderLen {
 		t.Errorf("%v, %+v", err, c.State())
 	}
@@ -137,12 +140,12 @@ func TestControlGarbage(t *testing.T) {
 
 func TestControlOutputGone(t *testing.T) {
 	gone := errors.New("gone")
-	c := NewControl(bytes.NewReader(fromGuest(frame{frameStdout, []byte("x")}, exitFrame(4, 0))), io.Discard,
-		ControlConfig{Stdout: &failingWriter{err: gone}})
+	c := NewHost(bytes.NewReader(fromGuest(Frame{FrameStdout, []byte("x")}, exitFrame(4, 0))), io.Discard,
+		HostConfig{Stdout: writerFunc(func([]byte) (int, error) { return 0, gone })})
 	if err := c.Run(); !errors.Is(err, gone) || c.State().Status != 4 {
 		t.Errorf("%v, %+v: the status must not be lost", err, c.State())
 	}
-	c = NewControl(&chunkReader{err: gone}, io.Discard, ControlConfig{})
+	c = NewHost(&chunkReader{err: gone}, io.Discard, HostConfig{})
 	if err := c.Run(); !errors.Is(err, gone) {
 		t.Error(err)
 	}
@@ -152,7 +155,7 @@ func TestControlOutputGone(t *testing.T) {
 func TestControlStdin(t *testing.T) {
 	input := strings.Repeat("0123456789", 10000)
 	fromG, toG := pipe.New(), pipe.New()
-	c := NewControl(fromG, toG, ControlConfig{Stdin: strings.NewReader(input)})
+	c := NewHost(fromG, toG, HostConfig{Stdin: strings.NewReader(input)})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := c.Run(); err != nil {
@@ -160,25 +163,25 @@ func TestControlStdin(t *testing.T) {
 		}
 	})
 	credit := func(n uint32) {
-		_, _ = fromG.Write(fromGuest(frame{frameCredit, binary.LittleEndian.AppendUint32(nil, n)}))
+		_, _ = fromG.Write(fromGuest(Frame{FrameCredit, binary.LittleEndian.AppendUint32(nil, n)}))
 	}
-	frames := newFrameReader(toG)
+	frames := NewFrameReader(toG)
 	var got strings.Builder
 	credit(1 << 31) // a hostile amount is cut to what is reasonable
-	outstanding := maxCredit
+	outstanding := MaxCredit
 	for {
-		f, err := frames.next()
+		f, err := frames.Next()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f.kind == frameStdinEOF {
+		if f.Kind == FrameStdinEOF {
 			break
 		}
-		if f.kind != frameStdin || len(f.payload) > outstanding {
-			t.Fatalf("frame %d with %d bytes, %d are allowed", f.kind, len(f.payload), outstanding)
+		if f.Kind != FrameStdin || len(f.Payload) > outstanding {
+			t.Fatalf("frame %d with %d bytes, %d are allowed", f.Kind, len(f.Payload), outstanding)
 		}
-		got.Write(f.payload)
-		outstanding -= len(f.payload)
+		got.Write(f.Payload)
+		outstanding -= len(f.Payload)
 		if outstanding < 100 {
 			credit(700)
 			outstanding += 700
@@ -196,10 +199,10 @@ func TestControlStdin(t *testing.T) {
 	if c.Signal(-1) == nil || c.Signal(65) == nil {
 		t.Error("-1 and 65 are not signals")
 	}
-	if f, err := frames.next(); err != nil || f.kind != frameResize || !bytes.Equal(f.payload, []byte{24, 0, 80, 0}) {
+	if f, err := frames.Next(); err != nil || f.Kind != FrameResize || !bytes.Equal(f.Payload, []byte{24, 0, 80, 0}) {
 		t.Errorf("%+v, %v", f, err)
 	}
-	if f, err := frames.next(); err != nil || f.kind != frameSignal || !bytes.Equal(f.payload, []byte{15}) {
+	if f, err := frames.Next(); err != nil || f.Kind != FrameSignal || !bytes.Equal(f.Payload, []byte{15}) {
 		t.Errorf("%+v, %v", f, err)
 	}
 	fromG.Close()
@@ -209,7 +212,7 @@ func TestControlStdin(t *testing.T) {
 // Without a command there is nobody to read the host's stdin.
 func TestControlStdinUntouched(t *testing.T) {
 	in := strings.NewReader("precious")
-	c := NewControl(bytes.NewReader(fromGuest(frame{frameHello, nil}, frame{frameBye, nil})), io.Discard, ControlConfig{Stdin: in})
+	c := NewHost(bytes.NewReader(fromGuest(Frame{FrameHello, nil}, Frame{FrameBye, nil})), io.Discard, HostConfig{Stdin: in})
 	if err := c.Run(); err != nil || in.Len() != 8 {
 		t.Errorf("%v, %d bytes left", err, in.Len())
 	}
@@ -219,11 +222,11 @@ func TestControlStdinUntouched(t *testing.T) {
 // frame behind it is found.
 func FuzzControl(f *testing.F) {
 	f.Add([]byte("noise"), uint8(1))
-	f.Add(fromGuest(frame{frameStdout, []byte("x")}, exitFrame(1, 2), frame{frameCredit, []byte{1, 0, 0, 0}}), uint8(3))
+	f.Add(fromGuest(Frame{FrameStdout, []byte("x")}, exitFrame(1, 2), Frame{FrameCredit, []byte{1, 0, 0, 0}}), uint8(3))
 	f.Add([]byte{frameMagic0, frameMagic1, 2, 0xff, 0xff, 0}, uint8(7))
 	f.Fuzz(func(t *testing.T, data []byte, size uint8) {
 		var out bytes.Buffer
-		c := NewControl(&chunkReader{data: data, size: int(size) + 1}, io.Discard, ControlConfig{Stdout: &out, Stderr: &out})
+		c := NewHost(&chunkReader{data: data, size: int(size) + 1}, io.Discard, HostConfig{Stdout: &out, Stderr: &out})
 		if err := c.Run(); err != nil {
 			t.Error(err)
 		}
@@ -251,3 +254,7 @@ func (c *chunkReader) Read(p []byte) (int, error) {
 	c.data = c.data[n:]
 	return n, nil
 }
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -1,4 +1,4 @@
-package guest
+package control
 
 import (
 	"encoding/binary"
@@ -6,51 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
-	"unicode/utf8"
 )
 
-// The kinds of a GuestError.
-const (
-	// FailConfig: the init cannot read its configuration.
-	FailConfig = "config"
-	// FailModule: a kernel module cannot be loaded.
-	FailModule = "module"
-	// FailRoot: the root device does not appear or cannot be mounted.
-	FailRoot = "root"
-	// FailMount: another file system cannot be mounted.
-	FailMount = "mount"
-	// FailInit: the disk has no init that can be started.
-	FailInit = "init"
-	// FailSetup: a line of the set-up that comes before the command failed.
-	FailSetup = "setup"
-	// FailCommand: the command cannot be started.
-	FailCommand = "command"
-	// FailInternal: the init itself is at fault.
-	FailInternal = "internal"
-)
-
-// A GuestError is a failure that the init of the guest reported: the command
-// did not run.
-type GuestError struct {
-	Kind    string `json:"kind"`    // one of the Fail constants
-	Message string `json:"message"` // one sentence, made printable
-	// Status is the exit status that shells give to a command that cannot be
-	// started: 127 not found, 126 not executable; 0 for other kinds.
-	Status int `json:"status,omitempty"`
-}
-
-func (e *GuestError) Error() string { return e.Message }
-
-// helloFrame introduces the init.
-type helloFrame struct {
+// Hello introduces the init.
+type Hello struct {
 	Version int    `json:"version"`
 	Release string `json:"release"` // uname -r
 }
 
-// ControlConfig is what the host does with the streams of the command.
-type ControlConfig struct {
+// HostConfig is what the host does with the streams of the command.
+type HostConfig struct {
 	// Stdin is sent to the command; nil = it reads end of file at once. A Read
 	// that blocks is abandoned, not interrupted, when the line ends.
 	Stdin io.Reader
@@ -62,10 +28,12 @@ type ControlConfig struct {
 	OnStart func(what string)
 	// OnWarning is called with what the init found missing; may be nil.
 	OnWarning func(text string)
+	// OnBye is called when the guest is about to switch off; may be nil.
+	OnBye func()
 }
 
-// ControlState is what is known of a guest from its control line.
-type ControlState struct {
+// State is what is known of a guest from its control line.
+type State struct {
 	// Hello says that the init introduced itself: the kernel reached user space.
 	Hello bool
 	// Release is the running kernel's, as the guest says.
@@ -85,26 +53,25 @@ type ControlState struct {
 	Garbage int64
 }
 
-// Control is the host's end of the control line: the stdin, stdout, stderr,
+// Host is the host's end of the control line: the stdin, stdout, stderr,
 // exit status, window size and signals of the guest's command, in frames on a
 // serial port (ttyS1 of the guest) or another byte stream. There may be several
 // of these, the best added last; the best one that the guest says hello on is
 // used. The guest is not trusted: frames are
 // bounded, and nonsense costs an error at most. Methods may be called from any
 // goroutine.
-type Control struct {
-	cfg   ControlConfig
+type Host struct {
+	cfg   HostConfig
 	lines []controlLine
 
 	wmu sync.Mutex // one frame at a time on w
 	w   io.Writer  // of the line in use
 	use int        // its index; an earlier line's hello may arrive late
 
-	hmu   sync.Mutex // one frame at a time is handled
-	onBye func()     // called when the guest is about to switch off; may be nil
+	hmu sync.Mutex // one frame at a time is handled
 
 	mu     sync.Mutex
-	state  ControlState
+	state  State
 	credit int
 	wake   *sync.Cond // credit or done changed
 	done   bool
@@ -116,31 +83,31 @@ type controlLine struct {
 	w io.Writer
 }
 
-// NewControl returns the host's end of a line that is read from r and written
+// NewHost returns the host's end of a line that is read from r and written
 // to w. Nothing happens before Run.
-func NewControl(r io.Reader, w io.Writer, cfg ControlConfig) *Control {
-	c := &Control{cfg: cfg, lines: []controlLine{{r, w}}, w: w}
+func NewHost(r io.Reader, w io.Writer, cfg HostConfig) *Host {
+	c := &Host{cfg: cfg, lines: []controlLine{{r, w}}, w: w}
 	c.wake = sync.NewCond(&c.mu)
 	return c
 }
 
 // AddLine gives the guest another line to choose. It must come before Run.
-func (c *Control) AddLine(r io.Reader, w io.Writer) {
+func (c *Host) AddLine(r io.Reader, w io.Writer) {
 	c.lines = append(c.lines, controlLine{r, w})
 }
 
 // State returns what is known now.
-func (c *Control) State() ControlState {
+func (c *Host) State() State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.state
 }
 
 // Run serves the line until it ends (nil), reading fails, too much of what
-// arrives is no frame (ErrControl), or the command's output cannot be written.
+// arrives is no frame (ErrLine), or the command's output cannot be written.
 // It does not end with the command: end the reader when the machine has
 // stopped. With several lines, it ends when all have.
-func (c *Control) Run() error {
+func (c *Host) Run() error {
 	errs := make([]error, len(c.lines))
 	var all sync.WaitGroup
 	for i, l := range c.lines {
@@ -154,15 +121,15 @@ func (c *Control) Run() error {
 	return errors.Join(errs...)
 }
 
-func (c *Control) serve(line int, r io.Reader) error {
-	frames := newFrameReader(r)
+func (c *Host) serve(line int, r io.Reader) error {
+	frames := NewFrameReader(r)
 	var outErr error
 	garbage := int64(0)
 	for {
-		f, err := frames.next()
+		f, err := frames.Next()
 		if more := frames.garbage - garbage; more > 0 {
 			garbage = frames.garbage
-			c.set(func(s *ControlState) { s.Garbage += more })
+			c.set(func(s *State) { s.Garbage += more })
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) {
 			return outErr
@@ -180,65 +147,65 @@ func (c *Control) serve(line int, r io.Reader) error {
 	}
 }
 
-func (c *Control) handle(f frame, line int) error {
-	switch f.kind {
-	case frameStdout:
-		return output(c.cfg.Stdout, f.payload, "stdout")
-	case frameStderr:
-		return output(c.cfg.Stderr, f.payload, "stderr")
-	case frameStart:
-		c.set(func(s *ControlState) { s.Started = true })
+func (c *Host) handle(f Frame, line int) error {
+	switch f.Kind {
+	case FrameStdout:
+		return output(c.cfg.Stdout, f.Payload, "stdout")
+	case FrameStderr:
+		return output(c.cfg.Stderr, f.Payload, "stderr")
+	case FrameStart:
+		c.set(func(s *State) { s.Started = true })
 		if c.cfg.OnStart != nil {
-			c.cfg.OnStart(printable(string(f.payload)))
+			c.cfg.OnStart(Printable(string(f.Payload)))
 		}
-	case frameWarn:
+	case FrameWarn:
 		if c.cfg.OnWarning != nil {
-			c.cfg.OnWarning(printable(string(f.payload)))
+			c.cfg.OnWarning(Printable(string(f.Payload)))
 		}
-	case frameHello:
+	case FrameHello:
 		c.wmu.Lock()
 		if line >= c.use {
 			c.use, c.w = line, c.lines[line].w
 		}
 		c.wmu.Unlock()
-		var h helloFrame
-		_ = json.Unmarshal(f.payload, &h) // a hello is a hello
-		c.set(func(s *ControlState) { s.Hello, s.Release = true, printable(h.Release) })
-	case frameExit:
-		if len(f.payload) == 8 {
-			status, signal := binary.LittleEndian.Uint32(f.payload), binary.LittleEndian.Uint32(f.payload[4:])
-			c.set(func(s *ControlState) {
+		var h Hello
+		_ = json.Unmarshal(f.Payload, &h) // a hello is a hello
+		c.set(func(s *State) { s.Hello, s.Release = true, Printable(h.Release) })
+	case FrameExit:
+		if len(f.Payload) == 8 {
+			status, signal := binary.LittleEndian.Uint32(f.Payload), binary.LittleEndian.Uint32(f.Payload[4:])
+			c.set(func(s *State) {
 				s.Exited, s.Status, s.Signal = true, int(status&0xff), int(signal&0x7f)
 				if s.Signal != 0 {
 					s.Status = 128 + s.Signal
 				}
 			})
 		}
-	case frameError:
+	case FrameError:
 		var e GuestError
-		if err := json.Unmarshal(f.payload, &e); err != nil {
-			e = GuestError{Kind: FailInternal, Message: string(f.payload)}
+		if err := json.Unmarshal(f.Payload, &e); err != nil {
+			e = GuestError{Kind: FailInternal, Message: string(f.Payload)}
 		}
-		e.Message, e.Kind, e.Status = printable(e.Message), printable(e.Kind), e.Status&0xff
-		c.set(func(s *ControlState) {
+		e.Message, e.Kind, e.Status = Printable(e.Message), Printable(e.Kind), e.Status&0xff
+		c.set(func(s *State) {
 			if s.Failure == nil {
 				s.Failure = &e
 			}
 		})
-	case frameBye:
-		c.set(func(s *ControlState) { s.Bye = true })
-		if c.onBye != nil {
-			c.onBye()
+	case FrameBye:
+		c.set(func(s *State) { s.Bye = true })
+		if c.cfg.OnBye != nil {
+			c.cfg.OnBye()
 		}
-	case frameCredit:
-		if len(f.payload) == 4 {
-			c.grant(binary.LittleEndian.Uint32(f.payload))
+	case FrameCredit:
+		if len(f.Payload) == 4 {
+			c.grant(binary.LittleEndian.Uint32(f.Payload))
 		}
 	}
 	return nil
 }
 
-func (c *Control) set(f func(*ControlState)) {
+func (c *Host) set(f func(*State)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f(&c.state)
@@ -246,10 +213,10 @@ func (c *Control) set(f func(*ControlState)) {
 
 // grant allows more stdin. A guest cannot make the host buffer anything: what
 // is granted is only ever read and sent.
-func (c *Control) grant(n uint32) {
+func (c *Host) grant(n uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.credit = int(min(int64(c.credit)+int64(n), maxCredit))
+	c.credit = int(min(int64(c.credit)+int64(n), MaxCredit))
 	if !c.stdin {
 		c.stdin = true
 		go c.sendStdin()
@@ -259,8 +226,8 @@ func (c *Control) grant(n uint32) {
 
 // sendStdin starts with the first credit, so that nothing is taken from the
 // host's stdin for a guest that never gets to its command.
-func (c *Control) sendStdin() {
-	buf := make([]byte, maxFrame)
+func (c *Host) sendStdin() {
+	buf := make([]byte, MaxFrame)
 	for c.cfg.Stdin != nil {
 		c.mu.Lock()
 		for c.credit == 0 && !c.done {
@@ -277,7 +244,7 @@ func (c *Control) sendStdin() {
 			c.mu.Lock()
 			c.credit -= n
 			c.mu.Unlock()
-			if c.send(frameStdin, buf[:n]) != nil {
+			if c.send(FrameStdin, buf[:n]) != nil {
 				return
 			}
 		}
@@ -285,32 +252,32 @@ func (c *Control) sendStdin() {
 			break
 		}
 	}
-	_ = c.send(frameStdinEOF, nil)
+	_ = c.send(FrameStdinEOF, nil)
 }
 
 // send writes one frame.
-func (c *Control) send(kind frameType, payload []byte) error {
+func (c *Host) send(kind FrameKind, payload []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	_, err := c.w.Write(appendFrame(nil, kind, payload))
+	_, err := c.w.Write(AppendFrame(nil, kind, payload))
 	return err
 }
 
 // Resize tells the guest the size of the terminal, in characters.
-func (c *Control) Resize(rows, columns uint16) error {
+func (c *Host) Resize(rows, columns uint16) error {
 	var b []byte
 	b = binary.LittleEndian.AppendUint16(b, rows)
 	b = binary.LittleEndian.AppendUint16(b, columns)
-	return c.send(frameResize, b)
+	return c.send(FrameResize, b)
 }
 
 // Signal sends a signal, by its Linux number, to the command (its process
 // group). Number 0 sends none, as with kill(2): it only reaches the guest.
-func (c *Control) Signal(number int) error {
+func (c *Host) Signal(number int) error {
 	if number < 0 || number > 64 {
 		return fmt.Errorf("control line: %d is not a signal", number)
 	}
-	return c.send(frameSignal, []byte{byte(number)})
+	return c.send(FrameSignal, []byte{byte(number)})
 }
 
 func output(w io.Writer, p []byte, name string) error {
@@ -321,22 +288,4 @@ func output(w io.Writer, p []byte, name string) error {
 		return fmt.Errorf("the command's %s cannot be written: %w", name, err)
 	}
 	return nil
-}
-
-// printable makes text of the guest safe for a terminal and a log line.
-func printable(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText]
-	}
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == utf8.RuneError:
-			return '?'
-		case r == '\n' || r == '\t':
-			return ' '
-		case r < ' ' || r >= 0x7f && r < 0xa0:
-			return '?'
-		}
-		return r
-	}, s)
 }

@@ -1,6 +1,10 @@
-package guest
+package control
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
 
 // ConfigPath is where the initramfs holds the InitConfig. Its presence tells a
 // program that runs as PID 1 that it is the init of a moovm guest.
@@ -33,6 +37,14 @@ type Root struct {
 	Overlay bool `json:"overlay,omitempty"`
 	// WaitSeconds is how long the init waits for the device; 0 = 10 seconds.
 	WaitSeconds int `json:"wait_seconds,omitempty"`
+}
+
+// Wait is how long the root device may take to appear.
+func (r Root) Wait() time.Duration {
+	if r.WaitSeconds <= 0 {
+		return 10 * time.Second
+	}
+	return time.Duration(r.WaitSeconds) * time.Second
 }
 
 // Command is one program to run in the guest.
@@ -106,4 +118,22 @@ func (c InitConfig) Marshal() ([]byte, error) {
 		c.Version = ConfigVersion
 	}
 	return json.MarshalIndent(c, "", "  ")
+}
+
+// ParseInitConfig reads what InitConfig.Marshal wrote.
+func ParseInitConfig(b []byte) (InitConfig, error) {
+	var c InitConfig
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("init configuration: %w", err)
+	}
+	if c.Version != ConfigVersion {
+		return c, fmt.Errorf("init configuration has version %d, this init reads version %d", c.Version, ConfigVersion)
+	}
+	if c.Command != nil && len(c.Command.Args) == 0 {
+		return c, fmt.Errorf("init configuration: the command is empty")
+	}
+	if c.Command == nil && c.Root == nil {
+		return c, fmt.Errorf("init configuration has neither a root disk nor a command: nothing to run")
+	}
+	return c, nil
 }
