@@ -17,6 +17,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/internal/blkid"
 	"github.com/moovm/moovm/internal/pipe"
 	"github.com/moovm/moovm/internal/ratelog"
@@ -89,7 +90,7 @@ type Config struct {
 	// Command, LoadModules and mounts are not possible.
 	Initrd []byte
 	// Files are added to the initramfs.
-	Files []File
+	Files []initramfs.File
 	// Append is added to the kernel command line. Its root=, rootfstype=,
 	// rootflags=, ro, rw and init= say what is booted; the default is the first
 	// disk, writable.
@@ -543,10 +544,10 @@ func makePlan(cfg *Config) (plan, error) {
 		}
 		if config != nil {
 			p.init.KernelConfig = "/boot/config-" + cfg.Kernel.Release
-			files = append(files, File{Name: kernelConfigFile, Data: config})
+			files = append(files, initramfs.File{Name: kernelConfigFile, Data: config})
 		}
 	}
-	archive := Initramfs{Init: init, Libraries: true, Config: &p.init, Modules: modules, Files: files}
+	archive := initramfs.Archive{Init: init, Libraries: true, Config: &p.init, Modules: modules, Files: files}
 	p.initrd, err = archive.Bytes()
 	return p, err
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
 )
@@ -73,7 +74,7 @@ func (c Config) boot(t *testing.T, timeout time.Duration) (r Result, stdout, std
 
 func TestBootCommand(t *testing.T) {
 	c := needMachine(t)
-	c.Files = []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
+	c.Files = []initramfs.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
 	c.Command = sh("echo out; echo err >&2; ls /run/moovm; exit 7")
 	r, stdout, stderr, err := c.boot(t, 2*time.Minute)
 	if err != nil || r.ExitStatus != 7 || stdout != "out\ndisks\nversion\n" || stderr != "err\n" || r.Reason != vmm.PowerOff {
@@ -94,7 +95,7 @@ func TestBootDisk(t *testing.T) {
 
 func TestBootPanic(t *testing.T) {
 	c := needMachine(t)
-	c.Files = []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
+	c.Files = []initramfs.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
 	for _, after := range []string{"-1", "0"} {
 		c.Append = "panic=" + after
 		c.Command = sh("echo c > /proc/sysrq-trigger; sleep 100")
@@ -108,7 +109,7 @@ func TestBootPanic(t *testing.T) {
 
 func TestBootTimeout(t *testing.T) {
 	c := needMachine(t)
-	c.Files = []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
+	c.Files = []initramfs.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
 	c.Command = sh("sleep 1000")
 	_, _, _, err := c.boot(t, 15*time.Second)
 	if !errors.Is(err, context.DeadlineExceeded) || ExitStatus(Result{}, err) != 124 {
@@ -130,7 +131,7 @@ func TestBootNoRoot(t *testing.T) {
 // Much output arrives whole and in order, however slowly it is taken.
 func TestBootOutput(t *testing.T) {
 	c := needMachine(t)
-	c.Files = []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
+	c.Files = []initramfs.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}}
 	c.Command = sh("busybox time busybox seq 1 30000; echo end >&2")
 	r, stdout, stderr, err := c.boot(t, 2*time.Minute)
 	want := strings.Builder{}

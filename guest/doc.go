@@ -10,7 +10,7 @@
 //     machine boots, with its release name.
 //   - [kmod.OpenModules] and [kmod.Modules.Resolve] find the modules a guest needs, with
 //     their dependencies, in load order.
-//   - [Initramfs] writes the newc archive the kernel unpacks.
+//   - [initramfs.Archive] writes the newc archive the kernel unpacks.
 //   - [InitMain] is PID 1: it reads [control.InitConfig] from the archive, loads the
 //     modules, mounts the root disk and then either hands over to the disk's
 //     own init or runs one command and reports its exit status.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 )
@@ -40,24 +41,11 @@ func run(path string) error {
 	result, err := guest.Boot(ctx, guest.Config{
 		Kernel:  kernel,
 		Modules: modules,
-		Files:   []guest.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: "/bin/busybox"}},
+		Files:   []initramfs.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: "/bin/busybox"}},
 		Command: &control.Command{Args: []string{"/bin/busybox", "uname", "-r"}},
 		Stdout:  os.Stdout,
 		Stderr:  os.Stderr,
 	})
 	os.Exit(guest.ExitStatus(result, err))
 	return nil
-}
-
-func ExampleInitramfs() {
-	a := guest.Initramfs{
-		Files: []guest.File{{Name: "/etc/motd", Data: []byte("hello\n")}},
-	}
-	b, err := a.Bytes()
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	fmt.Printf("%s, a multiple of 4 bytes: %v\n", b[:6], len(b)%4 == 0)
-	// Output: 070701, a multiple of 4 bytes: true
 }

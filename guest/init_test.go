@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -151,5 +152,11 @@ func TestModuleParams(t *testing.T) {
 	}
 	if got := moduleParams(line, "ext4"); got != "" {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestIsInit(t *testing.T) {
+	if os.Getpid() != 1 && IsInit() {
+		t.Error("a test takes itself for the init")
 	}
 }

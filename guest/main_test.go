@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/moovm/moovm/initramfs"
 	"go.uber.org/goleak"
 )
 
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 
 var buildInit = sync.OnceValues(func() (string, error) {
 	// A static test binary can be the init itself.
-	if self, err := os.Executable(); err == nil && checkStatic(self) == nil {
+	if self, err := os.Executable(); err == nil && initramfs.CheckStatic(self) == nil {
 		return self, nil
 	}
 	dir, err := os.MkdirTemp("", "moovm-init-")

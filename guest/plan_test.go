@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -322,4 +323,27 @@ func names(files []kmod.ModuleFile) string {
 		out = append(out, n)
 	}
 	return strings.Join(out, " ")
+}
+
+// What a test harness needs of the plan: a root of its own, mounts before
+// shares, overlaid shares.
+func TestPlanRootAndMounts(t *testing.T) {
+	cfg := Config{
+		NoTree: true, Command: &control.Command{Args: []string{"x"}}, Disks: []Disk{{}},
+		Root:   &control.Root{Device: "host", Type: "9p", ReadOnly: true, Overlay: true},
+		Mounts: []control.Mount{{Source: "tmpfs", Target: "/tmp", Type: "tmpfs"}},
+		Shares: []Share{{Tag: "host"}, {Tag: "pkg", Target: "/src", Overlay: true, Options: "cache=loose"}},
+	}
+	c := initConfigFor(&cfg, bootParams{})
+	if c.Root == nil || *c.Root != *cfg.Root {
+		t.Errorf("root %+v", c.Root)
+	}
+	want := []control.Mount{cfg.Mounts[0], {Source: "pkg", Target: "/src", Type: "9p", Options: shareOptions + ",cache=loose,ro", Overlay: true}}
+	if !slices.Equal(c.Mounts, want) {
+		t.Errorf("mounts %+v", c.Mounts)
+	}
+	cfg.NoRoot = true
+	if c := initConfigFor(&cfg, bootParams{}); c.Root != nil {
+		t.Errorf("a root all the same: %+v", c.Root)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kernel/kerneltest"
 	"github.com/moovm/moovm/kmod"
@@ -29,7 +30,7 @@ import (
 type qemuGuest struct {
 	config  control.InitConfig
 	modules []string
-	files   []File
+	files   []initramfs.File
 	disks   []string // raw images, by path
 	qemu    []string // further arguments
 	append  string
@@ -71,7 +72,7 @@ func (g qemuGuest) run(t *testing.T) qemuResult {
 	needTool(t, "qemu-system-x86_64", "busybox", "mke2fs")
 	k := testKernel(t)
 	dir := t.TempDir()
-	a := &Initramfs{Init: testInit(t), Config: &g.config, Files: g.files}
+	a := &initramfs.Archive{Init: testInit(t), Config: &g.config, Files: g.files}
 	if len(g.modules) > 0 {
 		m, err := kmod.FindModules(k)
 		if err != nil {
@@ -183,7 +184,7 @@ func TestQEMUCommandInInitramfs(t *testing.T) {
 	r := qemuGuest{
 		// The share is not there, so the serial port has to do.
 		config: control.InitConfig{Control: "/dev/ttyS1", ControlShare: control.ShareTag, Command: &control.Command{Args: []string{"/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 7"}}},
-		files:  []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
+		files:  []initramfs.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
 	}.run(t)
 	if !r.Hello || !r.Started || !r.Exited || r.Status != 7 || !r.Bye || r.stdout != "out\n" || r.stderr != "err\n" {
 		t.Errorf("got %+v, stdout %q, stderr %q", r.State, r.stdout, r.stderr)
@@ -214,7 +215,7 @@ func TestQEMUTerminal(t *testing.T) {
 		config: control.InitConfig{Control: "/dev/ttyS1", Hostname: "box", Command: &control.Command{
 			Args: []string{"/bin/busybox", "sh", "-c", "busybox tty; busybox stty size; busybox hostname; read x; echo got $x; read y || echo eof"},
 			Env:  []string{"PATH=/bin", "TERM=xterm"}, Terminal: true, Rows: 33, Columns: 101}},
-		files: []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
+		files: []initramfs.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
 		stdin: strings.NewReader("hello\n"),
 	}.run(t)
 	want := []string{"/dev/pts/0", "33 101", "box", "got hello", "eof"}
@@ -241,7 +242,7 @@ func TestQEMUCannotStart(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := qemuGuest{
 				config: control.InitConfig{Control: "/dev/ttyS1", Command: &c.command},
-				files:  []File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
+				files:  []initramfs.File{{Name: "/bin/busybox", Mode: 0o755, HostPath: busybox(t)}},
 			}.run(t)
 			f := r.Failure
 			if f == nil || f.Kind != control.FailCommand || f.Status != c.status || !strings.Contains(f.Message, c.text) || r.Exited || !r.Bye {

@@ -26,6 +26,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/virtio"
@@ -85,7 +86,7 @@ func run(kernelPath, modulesDir string, memory int, image string, command []stri
 		return err
 	}
 	defer kernel.Close()
-	initrd, err := initramfs(kernel, modulesDir, command)
+	initrd, err := makeInitrd(kernel, modulesDir, command)
 	if err != nil {
 		return err
 	}
@@ -97,9 +98,9 @@ func run(kernelPath, modulesDir string, memory int, image string, command []stri
 	return a.run()
 }
 
-// initramfs holds this program as init, the modules it takes to reach the disk
+// makeInitrd makes an initramfs that holds this program as init, the modules it takes to reach the disk
 // and the command to run there.
-func initramfs(kernel *kernel.Kernel, modulesDir string, command []string) (*strings.Reader, error) {
+func makeInitrd(kernel *kernel.Kernel, modulesDir string, command []string) (*strings.Reader, error) {
 	dir, release := filepath.Split(filepath.Clean(modulesDir))
 	mods, err := kmod.OpenModules(filepath.Join(dir, release), kernel.Release)
 	if err != nil {
@@ -113,7 +114,7 @@ func initramfs(kernel *kernel.Kernel, modulesDir string, command []string) (*str
 	if err != nil {
 		return nil, err
 	}
-	b, err := (&guest.Initramfs{Init: self, Modules: list, Config: &control.InitConfig{
+	b, err := (&initramfs.Archive{Init: self, Modules: list, Config: &control.InitConfig{
 		Version: control.ConfigVersion,
 		Root:    &control.Root{Device: "/dev/vda"},
 		Mounts: []control.Mount{{Source: guest.TreeTag, Target: guest.TreePath, Type: "9p",

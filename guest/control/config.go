@@ -65,6 +65,7 @@ type Command struct {
 
 // InitModule is a kernel module of the initramfs.
 type InitModule struct {
+	Name     string `json:"name"` // as modprobe takes it, with _ for -
 	Path     string `json:"path"`
 	Optional bool   `json:"optional,omitempty"` // may fail to load
 }

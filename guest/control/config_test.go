@@ -8,7 +8,7 @@ import (
 
 func TestParseInitConfig(t *testing.T) {
 	full := InitConfig{
-		Version: ConfigVersion, Modules: []InitModule{{"/m.ko", true}}, Control: "/dev/ttyS1", Hostname: "h", Init: "/i",
+		Version: ConfigVersion, Modules: []InitModule{{"m", "/m.ko", true}}, Control: "/dev/ttyS1", Hostname: "h", Init: "/i",
 		Root:    &Root{Device: "/dev/vda", Type: "ext4", Options: "noatime", ReadOnly: true, Overlay: true, WaitSeconds: 3},
 		Mounts:  []Mount{{"moovm", "/run/moovm", "9p", "ro", true, false}},
 		Command: &Command{Args: []string{"a", "b c"}, Env: []string{"X=1"}, Dir: "/d", Terminal: true, Rows: 2, Columns: 3},

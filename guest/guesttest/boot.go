@@ -18,6 +18,7 @@ import (
 	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
@@ -234,7 +235,7 @@ func (s *setup) addFolders(c *Config, n need, modules *kmod.Modules) error {
 	}
 	if !host && c.Base == "" && n.program != "" {
 		// Nothing but what is brought along: its libraries too.
-		libraries, err := guest.LibraryFiles(n.program)
+		libraries, err := initramfs.LibraryFiles(n.program)
 		if err != nil {
 			return err
 		}

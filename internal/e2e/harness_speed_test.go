@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/initramfs"
 )
 
 // How long it takes from `moovm test` to the first line of a test, next to a
@@ -66,7 +66,7 @@ func harnessInitrd(t *testing.T, dir, self string, root *control.Root) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	archive := &guest.Initramfs{
+	archive := &initramfs.Archive{
 		Init: moovmBin, Modules: modules,
 		Config: &control.InitConfig{Version: control.ConfigVersion, Control: "/dev/ttyS0", Root: root, Command: &control.Command{
 			Args: []string{self, "-test.v", "-test.run=^TestGuestPass$"}, Env: []string{"MOOVM_GUEST=1"}}},
@@ -74,7 +74,7 @@ func harnessInitrd(t *testing.T, dir, self string, root *control.Root) string {
 	name := "initrd-root"
 	if root == nil {
 		name = "initrd"
-		archive.Files = []guest.File{{Name: "e2e.test", Mode: 0o755, HostPath: self}}
+		archive.Files = []initramfs.File{{Name: "e2e.test", Mode: 0o755, HostPath: self}}
 		archive.Config.Command.Args[0] = "/e2e.test"
 	}
 	return writeTo(t, filepath.Join(dir, name), archive)

@@ -19,6 +19,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/virtioblk"
 	"github.com/moovm/moovm/vmm"
 )
@@ -214,7 +215,7 @@ func TestMachineDisks(t *testing.T) {
 			var out strings.Builder
 			c := guest.Config{
 				Kernel: k, Modules: modules, Init: moovmBin, NoRoot: true, Transport: transport, Memory: 512 << 20, Stdout: &out, Stderr: &out,
-				Files: []guest.File{{Name: "bin/busybox", Mode: 0o755, HostPath: busybox}},
+				Files: []initramfs.File{{Name: "bin/busybox", Mode: 0o755, HostPath: busybox}},
 				Command: &control.Command{Args: []string{"/bin/busybox", "sh", "-c", `
 					bb=/bin/busybox
 					for d in /sys/block/vd*; do d=${d##*/}; echo "$d $($bb cat /sys/block/$d/ro) $($bb head -c 8 /dev/$d)"; done

@@ -20,6 +20,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/initramfs"
 	guestkernel "github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
@@ -246,7 +247,7 @@ func TestMachinePanicNotice(t *testing.T) {
 	}
 	r, err := guest.Boot(t.Context(), guest.Config{
 		Kernel: k, Modules: modules, LoadModules: []string{name}, Init: moovmBin,
-		Files:   []guest.File{{Name: "bin/busybox", Mode: 0o755, HostPath: busybox}},
+		Files:   []initramfs.File{{Name: "bin/busybox", Mode: 0o755, HostPath: busybox}},
 		Command: &control.Command{Args: []string{"/bin/busybox", "sh", "-c", "echo c > /proc/sysrq-trigger"}},
 	})
 	if r.Reason != vmm.Panic {

@@ -21,6 +21,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/initramfs"
 )
 
 // makeTree fills dir with files of many sizes, modes and ages, some links and
@@ -361,7 +362,7 @@ func TestShareGuestEnds(t *testing.T) {
 			}
 			res, err := guest.Boot(ctx, guest.Config{
 				Kernel: k, Modules: modules, Init: moovmBin, NoTree: true, Memory: 512 << 20,
-				Files:  []guest.File{{Name: "/e2e", HostPath: self, Mode: 0o755}},
+				Files:  []initramfs.File{{Name: "/e2e", HostPath: self, Mode: 0o755}},
 				Shares: []guest.Share{{Tag: "load", Attacher: share, Target: "/mnt/load"}},
 				Command: &control.Command{Args: []string{"/e2e"},
 					Env: []string{"MOOVM_E2E_LOAD=/mnt/load", "MOOVM_E2E_END=" + end}},

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/initramfs"
 )
 
 // speedMark begins a line of results on the console.
@@ -45,7 +45,7 @@ func speedInit() {
 }
 
 func speedRun() error {
-	modules, err := filepath.Glob(guest.ModulesPath + "/*") // sorted
+	modules, err := filepath.Glob(initramfs.ModulesPath + "/*") // sorted
 	if err != nil {
 		return err
 	}
@@ -202,7 +202,7 @@ func TestLongShareSpeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	vmlinux := writeTo(t, filepath.Join(dir, "vmlinux"), k)
-	initrd := writeTo(t, filepath.Join(dir, "initrd"), &guest.Initramfs{Init: self, Modules: need})
+	initrd := writeTo(t, filepath.Join(dir, "initrd"), &initramfs.Archive{Init: self, Modules: need})
 	ours := startSpeedGuest(t, dir, moovmBin, "run", "--accel", "kvm", "--kernel", vmlinux, "--initrd", initrd, "--memory", "512M",
 		"--share", "speed="+share, "--no-9p", "--console", "-")
 	theirs := startSpeedGuest(t, dir, qemu, "-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-display", "none", "-no-reboot",

@@ -18,8 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 )
@@ -58,7 +58,7 @@ func Run(ctx context.Context, c Config) (status int, err error) {
 		return 0, err
 	}
 	defer files.Close()
-	archive, err := initramfs(&c, kernel)
+	archive, err := makeArchive(&c, kernel)
 	if err != nil {
 		return 0, err
 	}
@@ -143,8 +143,8 @@ func bootError(cause, waitErr error, complaints, console string) error {
 	return errors.New(b.String())
 }
 
-// initramfs is the archive of the emulated host.
-func initramfs(c *Config, kernel *kernel.Kernel) (*guest.Initramfs, error) {
+// makeArchive makes the archive of the emulated host.
+func makeArchive(c *Config, kernel *kernel.Kernel) (*initramfs.Archive, error) {
 	mods, err := openModules(c, kernel)
 	if err != nil {
 		return nil, err
@@ -166,7 +166,7 @@ func initramfs(c *Config, kernel *kernel.Kernel) (*guest.Initramfs, error) {
 			files = append(files, f)
 		}
 	}
-	return &guest.Initramfs{Init: c.Init, Libraries: true, Modules: files, Config: initConfig(c)}, nil
+	return &initramfs.Archive{Init: c.Init, Libraries: true, Modules: files, Config: initConfig(c)}, nil
 }
 
 func openModules(c *Config, kernel *kernel.Kernel) (*kmod.Modules, error) {

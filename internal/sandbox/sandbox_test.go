@@ -17,6 +17,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/internal/reexec"
 )
 
@@ -94,7 +95,7 @@ func TestWritableFile(t *testing.T) {
 			t.Errorf("%q in %q: want %v", what, args, want)
 		}
 	}
-	want := []guest.Mount{
+	want := []control.Mount{
 		{Source: "rw0", Target: "/c", Type: "9p", Options: mountOptions},
 		{Source: "files", Target: "/run/moovm-files", Type: "virtiofs"},
 		{Source: "/run/moovm-files/0", Target: file, Options: "bind"},
@@ -135,7 +136,7 @@ func (c Config) run(t *testing.T, ctx context.Context, script string) (stdout, s
 		c.Stdout = &out
 	}
 	status, err := Run(ctx, c)
-	if errors.Is(err, guest.ErrNotStatic) {
+	if errors.Is(err, initramfs.ErrNotStatic) {
 		t.Skip("the test binary is the init and must be static: build it with CGO_ENABLED=0")
 	}
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/virtioblk"
@@ -74,7 +74,7 @@ func TestQEMULinux(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	initrd, err := (&guest.Initramfs{Init: bin, Modules: list, Config: &control.InitConfig{
+	initrd, err := (&initramfs.Archive{Init: bin, Modules: list, Config: &control.InitConfig{
 		Version: control.ConfigVersion, Root: &control.Root{Device: "/dev/vda"},
 		Mounts: []control.Mount{{Source: "host", Target: "/mnt/host", Type: "9p",
 			Options: "trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro"}},

@@ -1,4 +1,4 @@
-package guest
+package initramfs
 
 import (
 	"debug/elf"
@@ -16,7 +16,7 @@ import (
 func LibraryFiles(program string) ([]File, error) {
 	f, err := elf.Open(program)
 	if err != nil {
-		return nil, nil // not ELF: checkStatic has looked at it
+		return nil, nil // not ELF: CheckStatic has looked at it
 	}
 	defer f.Close()
 	loader := ""

@@ -1,4 +1,4 @@
-package guest
+package initramfs
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ import (
 	"github.com/moovm/moovm/kmod/kmodtest"
 )
 
-func TestInitramfs(t *testing.T) {
+func TestArchive(t *testing.T) {
 	root, _ := kmodtest.Tree(t, true)
 	m, err := kmod.OpenModules(root, kerneltest.Release)
 	if err != nil {
@@ -28,8 +28,10 @@ func TestInitramfs(t *testing.T) {
 		t.Fatal(err)
 	}
 	script := filepath.Join(t.TempDir(), "init.sh")
-	writeFile(t, script, []byte("#!/bin/sh\n"))
-	a := &Initramfs{
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a := &Archive{
 		Init:    script,
 		Config:  &control.InitConfig{Command: &control.Command{Args: []string{"true"}}, Modules: []control.InitModule{{Path: "replaced"}}},
 		Modules: mods,
@@ -142,29 +144,29 @@ func cutLast(s string) (before, after string, ok bool) {
 	return s[:i], s[i+1:], true
 }
 
-func TestInitramfsErrors(t *testing.T) {
+func TestArchiveErrors(t *testing.T) {
 	dir := t.TempDir()
 	missing := filepath.Join(dir, "none")
 	for name, c := range map[string]struct {
-		a    Initramfs
+		a    Archive
 		want string
 	}{
-		"no init":   {Initramfs{Init: missing}, "no such file"},
-		"no file":   {Initramfs{Files: []File{{Name: "x", HostPath: missing}}}, "no such file"},
-		"a folder":  {Initramfs{Files: []File{{Name: "x", HostPath: dir}}}, "is not a regular file"},
-		"no module": {Initramfs{Modules: []kmod.ModuleFile{{Name: "m", Path: missing}}}, "no such file"},
+		"no init":   {Archive{Init: missing}, "no such file"},
+		"no file":   {Archive{Files: []File{{Name: "x", HostPath: missing}}}, "no such file"},
+		"a folder":  {Archive{Files: []File{{Name: "x", HostPath: dir}}}, "is not a regular file"},
+		"no module": {Archive{Modules: []kmod.ModuleFile{{Name: "m", Path: missing}}}, "no such file"},
 	} {
 		if _, err := c.a.Bytes(); err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "initramfs: ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if dynamic, err := exec.LookPath("sh"); err == nil && checkStatic(dynamic) != nil {
-		if _, err := (&Initramfs{Init: dynamic}).Bytes(); !errors.Is(err, ErrNotStatic) || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
+	if dynamic, err := exec.LookPath("sh"); err == nil && CheckStatic(dynamic) != nil {
+		if _, err := (&Archive{Init: dynamic}).Bytes(); !errors.Is(err, ErrNotStatic) || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
 			t.Errorf("dynamic init: %v", err)
 		}
 	}
 	full := errors.New("full")
-	a := &Initramfs{Files: []File{{Name: "x", Data: make([]byte, 1<<20)}}}
+	a := &Archive{Files: []File{{Name: "x", Data: make([]byte, 1<<20)}}}
 	if n, err := a.WriteTo(&failingWriter{left: 5000, err: full}); !errors.Is(err, full) || n > 5000 {
 		t.Errorf("%d bytes, %v", n, err)
 	}
@@ -181,10 +183,4 @@ func (f *failingWriter) Write(p []byte) (int, error) {
 	}
 	f.left -= len(p)
 	return len(p), nil
-}
-
-func TestIsInit(t *testing.T) {
-	if os.Getpid() != 1 && IsInit() {
-		t.Error("a test takes itself for the init")
-	}
 }

@@ -1,4 +1,6 @@
-package guest
+// Package initramfs writes the archive that the kernel unpacks as its first root
+// file system: an init with its configuration, kernel modules, and other files.
+package initramfs
 
 import (
 	"bytes"
@@ -30,10 +32,10 @@ type File struct {
 	Major, Minor uint32
 }
 
-// An Initramfs is an initial RAM file system to be written as the newc archive
+// An Archive is an initial RAM file system to be written as the newc archive
 // that the kernel unpacks: the init, its configuration, kernel modules,
 // /dev/console, and anything else. The same input gives the same bytes.
-type Initramfs struct {
+type Archive struct {
 	// Init is the host path of the static program that becomes /init. Empty
 	// leaves /init out (Files may have it).
 	Init string
@@ -57,7 +59,7 @@ const ModulesPath = "/moovm/modules"
 var ErrNotStatic = errors.New("not a static program")
 
 // Bytes returns the archive.
-func (a *Initramfs) Bytes() ([]byte, error) {
+func (a *Archive) Bytes() ([]byte, error) {
 	var b bytes.Buffer
 	if a.Init != "" {
 		if st, err := os.Stat(a.Init); err == nil {
@@ -69,8 +71,8 @@ func (a *Initramfs) Bytes() ([]byte, error) {
 }
 
 // WriteTo writes the archive to w.
-func (a *Initramfs) WriteTo(w io.Writer) (int64, error) {
-	c := &archive{to: countingWriter{w: w}, dirs: map[string]bool{"": true, ".": true}}
+func (a *Archive) WriteTo(w io.Writer) (int64, error) {
+	c := &writer{to: countingWriter{w: w}, dirs: map[string]bool{"": true, ".": true}}
 	c.cpio = cpio.NewWriter(&c.to)
 	err := a.write(c)
 	if err == nil {
@@ -82,7 +84,7 @@ func (a *Initramfs) WriteTo(w io.Writer) (int64, error) {
 	return c.to.n, err
 }
 
-func (a *Initramfs) write(c *archive) error {
+func (a *Archive) write(c *writer) error {
 	// The kernel opens /dev/console as init's stdin, stdout and stderr before
 	// anything is mounted; without it a Go program cannot even say why it ends.
 	files := []File{
@@ -95,7 +97,7 @@ func (a *Initramfs) write(c *archive) error {
 		{Name: "root", Mode: cpio.TypeDir | 0o700},
 	}
 	if a.Init != "" {
-		err := checkStatic(a.Init)
+		err := CheckStatic(a.Init)
 		if a.Libraries && errors.Is(err, ErrNotStatic) {
 			var libraries []File
 			libraries, err = LibraryFiles(a.Init)
@@ -126,7 +128,7 @@ func (a *Initramfs) write(c *archive) error {
 		if err := c.add(File{Name: name, Data: data}); err != nil {
 			return err
 		}
-		config.Modules = append(config.Modules, control.InitModule{Path: name, Optional: m.Optional})
+		config.Modules = append(config.Modules, control.InitModule{Name: m.Name, Path: name, Optional: m.Optional})
 	}
 	if a.Config == nil {
 		return nil
@@ -138,9 +140,9 @@ func (a *Initramfs) write(c *archive) error {
 	return c.add(File{Name: control.ConfigPath, Mode: 0o600, Data: data})
 }
 
-// checkStatic looks for a dynamic loader in an ELF program. Anything that is
+// CheckStatic looks for a dynamic loader in an ELF program. Anything that is
 // not ELF (a script) is the caller's business.
-func checkStatic(name string) error {
+func CheckStatic(name string) error {
 	f, err := elf.Open(name)
 	if err != nil {
 		var bad *elf.FormatError
@@ -161,15 +163,15 @@ func checkStatic(name string) error {
 	return nil
 }
 
-// archive adds files to a cpio archive, and folders as they are needed.
-type archive struct {
+// writer adds files to a cpio archive, and folders as they are needed.
+type writer struct {
 	to    countingWriter
 	cpio  *cpio.Writer
 	dirs  map[string]bool
 	inode int64
 }
 
-func (c *archive) add(f File) error {
+func (c *writer) add(f File) error {
 	name := strings.TrimPrefix(path.Clean("/"+f.Name), "/")
 	if name == "" {
 		return nil // the root is there
@@ -209,7 +211,7 @@ func (c *archive) add(f File) error {
 }
 
 // parents makes the folders above an entry.
-func (c *archive) parents(dir string) error {
+func (c *writer) parents(dir string) error {
 	if dir == "." || dir == "" || c.dirs[dir] {
 		return nil
 	}
@@ -220,7 +222,7 @@ func (c *archive) parents(dir string) error {
 	return c.header(dir, cpio.TypeDir|0o755, 0)
 }
 
-func (c *archive) header(name string, mode uint32, size int64) error {
+func (c *writer) header(name string, mode uint32, size int64) error {
 	c.inode++
 	links := 1
 	if mode&cpio.ModeType == cpio.TypeDir {
@@ -232,7 +234,7 @@ func (c *archive) header(name string, mode uint32, size int64) error {
 	return c.cpio.WriteHeader(&cpio.Header{Name: name, Mode: cpio.FileMode(mode), Size: size, Inode: c.inode, Links: links})
 }
 
-func (c *archive) hostFile(name string, mode uint32, host string) error {
+func (c *writer) hostFile(name string, mode uint32, host string) error {
 	f, err := os.Open(host)
 	if err != nil {
 		return err
@@ -258,7 +260,7 @@ func (c *archive) hostFile(name string, mode uint32, host string) error {
 
 // device writes a device node itself: the cpio library has no field for the
 // device's number (Documentation/driver-api/early-userspace/buffer-format.rst).
-func (c *archive) device(name string, mode, major, minor uint32) error {
+func (c *writer) device(name string, mode, major, minor uint32) error {
 	if err := c.cpio.Flush(); err != nil {
 		return err
 	}
