@@ -46,7 +46,7 @@ test-fuzz: # a short run of what hostile guests and clients reach
 test-long: build # tens of thousands of simulated crashes, hundreds of kills, QEMU as a client; the init and the sandbox, static
 	MOOVM_TEST_LONG=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
 		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img MOOVM_BOOTDISK=$(MOOVM_CACHE)/bootdisk-bookworm.img $(GO) test -timeout 20m ./cowdisk ./virtio/vhostuser
-	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) $(GO) test -timeout 20m ./internal/sandbox ./guest/guesttest ./guest ./kernel ./kmod
+	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) $(GO) test -timeout 20m ./internal/sandbox ./guest/guesttest ./guest ./guest/guestinit ./initramfs ./kernel ./kmod
 	MOOVM_QEMU=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
 		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img $(GO) test -timeout 20m -run Boxed ./cmd/moovm
 

@@ -544,7 +544,7 @@ func makePlan(cfg *Config) (plan, error) {
 		}
 		if config != nil {
 			p.init.KernelConfig = "/boot/config-" + cfg.Kernel.Release
-			files = append(files, initramfs.File{Name: kernelConfigFile, Data: config})
+			files = append(files, initramfs.File{Name: control.KernelConfigPath, Data: config})
 		}
 	}
 	archive := initramfs.Archive{Init: init, Libraries: true, Config: &p.init, Modules: modules, Files: files}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
@@ -16,8 +17,8 @@ import (
 
 // A program that boots guests is their init, too.
 func Example() {
-	if guest.IsInit() {
-		guest.InitMain() // never returns
+	if guestinit.IsInit() {
+		guestinit.Main() // never returns
 	}
 	if err := run("/boot/vmlinuz-none"); errors.Is(err, kernel.ErrNotKernel) {
 		fmt.Println("there is no kernel to boot")

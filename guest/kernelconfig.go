@@ -7,9 +7,6 @@ import (
 	"path/filepath"
 )
 
-// kernelConfigFile is where the initramfs has the kernel's configuration.
-const kernelConfigFile = "/moovm/kernel-config"
-
 // maxKernelConfig is the largest that is taken for one, in bytes; they have a
 // third of a megabyte.
 const maxKernelConfig = 4 << 20

@@ -1,12 +1,14 @@
 package guest
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
 
+	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/initramfs"
 	"go.uber.org/goleak"
 )
@@ -16,8 +18,8 @@ var initDir string
 
 // TestMain lets the test binary be the init of the guests that the tests boot.
 func TestMain(m *testing.M) {
-	if IsInit() {
-		InitMain()
+	if guestinit.IsInit() {
+		guestinit.Main()
 	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		if initDir != "" {
@@ -58,10 +60,7 @@ func testInit(t *testing.T) string {
 
 func writeFile(t testing.TB, path string, data []byte) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, data, 0o644); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, data, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 }

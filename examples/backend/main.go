@@ -17,13 +17,14 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 )
 
 func main() {
-	if guest.IsInit() {
-		guest.InitMain() // this program is the guest's init as well
+	if guestinit.IsInit() {
+		guestinit.Main() // this program is the guest's init as well
 	}
 	kernel := flag.String("kernel", "", "kernel image, bzImage or ELF")
 	modules := flag.String("modules", "", "its modules folder (lib/modules/VERSION)")

@@ -25,6 +25,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/kernel"
@@ -35,8 +36,8 @@ import (
 )
 
 func main() {
-	if guest.IsInit() {
-		guest.InitMain() // this program is the guest's init as well
+	if guestinit.IsInit() {
+		guestinit.Main() // this program is the guest's init as well
 	}
 	kernel := flag.String("kernel", "", "kernel image, bzImage or ELF")
 	modules := flag.String("modules", "", "its modules folder (lib/modules/VERSION)")

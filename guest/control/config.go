@@ -10,6 +10,10 @@ import (
 // program that runs as PID 1 that it is the init of a moovm guest.
 const ConfigPath = "/moovm/config.json"
 
+// KernelConfigPath is where the initramfs holds the configuration that the
+// kernel was built with, if the host has it.
+const KernelConfigPath = "/moovm/kernel-config"
+
 // Mount is one file system that the init mounts, below the root of the disk
 // (or of the initramfs when there is no disk).
 type Mount struct {

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/internal/agent"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/reexec"
@@ -134,7 +135,7 @@ func (m *Machine) bootOnce() error {
 	m.mu.Unlock()
 	g := m.s.guest
 	env := g.Command.Env
-	g.Command = guest.AgentCommand(false)
+	g.Command = guestinit.AgentCommand(false)
 	g.Command.Env = append(append(g.Command.Env, env...), m.c.Env...)
 	g.Command.Dir = "/"
 	g.Stdin, g.Stdout, g.Stderr = toGuest, fromGuest, r.console
@@ -222,7 +223,7 @@ func (m *Machine) RunWith(ctx context.Context, streams Streams, name string, arg
 	if r.client == nil {
 		return Result{}, errors.New("the guest does not run")
 	}
-	env := guest.CommandEnv(slices.Concat(m.s.guest.Command.Env, m.c.Env))
+	env := guestinit.CommandEnv(slices.Concat(m.s.guest.Command.Env, m.c.Env))
 	var stdout, stderr bytes.Buffer
 	if streams.Stdout == nil {
 		streams.Stdout = &stdout

@@ -14,6 +14,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/internal/agent"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/reexec"
@@ -38,8 +39,8 @@ func ExtraDisks() []string { return strings.Fields(os.Getenv(disksEnv)) }
 // before them calls it itself. A program that starts itself for other purposes
 // gives the roles for that.
 func Hook(roles ...reexec.Role) {
-	if guest.IsInit() {
-		guest.InitMain()
+	if guestinit.IsInit() {
+		guestinit.Main()
 	}
 	reexec.Do(append(roles, sandbox.Server(), jobRole(), guestRole())...)
 }

@@ -43,22 +43,23 @@ var arrows = map[string][]string{
 	"internal/pipe":         {},
 	"kernel":                {"internal/unpack", "internal/host"},
 	"kmod":                  {"kernel", "internal/unpack"},
-	"guest":                 {"vmm", "virtio", "virtioblk", "virtio9p", "cowdisk", "guest/control", "initramfs", "guest/imagefs", "guest/sharefs", "internal/agent", "internal/blkid", "internal/pipe", "internal/ratelog", "kernel", "kmod"},
+	"guest":                 {"vmm", "virtio", "virtioblk", "virtio9p", "cowdisk", "guest/control", "initramfs", "guest/imagefs", "guest/sharefs", "internal/blkid", "internal/pipe", "internal/ratelog", "kernel", "kmod"},
 	"guest/imagefs":         {"cowdisk"},
 	"guest/control":         {},
+	"guest/guestinit":       {"guest/control", "internal/agent", "internal/blkid", "internal/pipe"},
 	"initramfs":             {"guest/control", "kmod"},
 	"guest/sharefs":         {},
-	"guest/guesttest":       {"guest", "guest/control", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
-	"internal/sandbox":      {"guest", "guest/control", "initramfs", "kernel", "kmod", "internal/agent", "internal/filefs", "internal/reexec", "virtio/vhostuser"},
+	"guest/guesttest":       {"guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
+	"internal/sandbox":      {"guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "internal/agent", "internal/filefs", "internal/reexec", "virtio/vhostuser"},
 	"internal/archtest":     {},
 	"internal/filefs":       {"virtio"},
 	"internal/ratelog":      {},
 	"internal/unixsock":     {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"guest", "guest/control", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
+	"cmd/moovm": {"guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
 	// Examples show the public rooms, to whoever embeds them.
-	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/control", "initramfs", "guest/guesttest", "guest/imagefs", "kernel", "kmod", "vmm"},
+	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/control", "guest/guestinit", "initramfs", "guest/guesttest", "guest/imagefs", "kernel", "kmod", "vmm"},
 }
 
 // sources calls f for every Go file of the module that is not a test.

@@ -12,6 +12,12 @@ import (
 var unlinked = map[string][]string{
 	// Flags of package testing, and all it drags along, are not the program's.
 	"cmd/moovm": {"testing"},
+	// An init has no use for the host's side: the machine, its devices, the
+	// servers of shares, the disks, the loaders of kernels.
+	"guest/guestinit": {
+		module + "vmm", module + "virtio", module + "virtio9p", module + "virtio9p/fence", module + "cowdisk",
+		module + "guest", module + "kernel", module + "kmod", "github.com/hugelgupf/p9/p9",
+	},
 	// A machine knows no kind of device.
 	"vmm": {module + "virtioblk", module + "virtio9p", "github.com/hugelgupf/p9/p9"},
 }

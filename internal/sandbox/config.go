@@ -34,7 +34,7 @@ type Config struct {
 	// it beside the kernel.
 	Modules string
 	// Init is the static program that becomes PID 1 of the emulated host; it
-	// must call guest.InitMain when guest.IsInit says so.
+	// must call guestinit.Main when guestinit.IsInit says so.
 	Init string
 	// Memory is the emulated host's RAM in bytes, CPUs its processors.
 	Memory int64

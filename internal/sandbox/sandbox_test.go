@@ -15,16 +15,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/internal/reexec"
 )
 
 // TestMain lets the test binary be the init of the emulated hosts it boots.
 func TestMain(m *testing.M) {
-	if guest.IsInit() {
-		guest.InitMain()
+	if guestinit.IsInit() {
+		guestinit.Main()
 	}
 	reexec.Do(Server())
 	goleak.VerifyTestMain(m)

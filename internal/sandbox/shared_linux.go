@@ -20,7 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/internal/agent"
 	"github.com/moovm/moovm/internal/reexec"
 )
@@ -324,7 +324,7 @@ func (s *sharedConfig) serve() error {
 	fromServer, toAgent := io.Pipe()
 	fromAgent, toServer := io.Pipe()
 	v := &server{conf: *s, agent: agent.NewWriter(toAgent), clients: map[*client]bool{}, routes: map[uint32]route{}, idle: time.Now()}
-	command := guest.AgentCommand(true)
+	command := guestinit.AgentCommand(true)
 	command.Dir = "/"
 	conf := Config{
 		Kernel: s.Kernel, Modules: s.Modules, QEMU: s.QEMU, Init: s.Init, Memory: s.Memory, CPUs: s.CPUs,

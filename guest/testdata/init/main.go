@@ -4,12 +4,12 @@ package main
 import (
 	"os"
 
-	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/guest/guestinit"
 )
 
 func main() {
-	if guest.IsInit() {
-		guest.InitMain()
+	if guestinit.IsInit() {
+		guestinit.Main()
 	}
 	os.Exit(1)
 }

@@ -1,4 +1,4 @@
-package guest
+package guestinit
 
 import (
 	"os"
@@ -15,7 +15,7 @@ const agentEnv = "MOOVM_AGENT"
 
 // AgentCommand is the command that takes any number of commands over its
 // stdin and stdout (see internal/agent): the guest's init once more, as a
-// process of its own. IsInit and InitMain do the rest. With fresh, the guest
+// process of its own. IsInit and Main do the rest. With fresh, the guest
 // forgets what it cached of files before each command, and writes what it
 // holds of them after it: for file systems that the host uses too.
 func AgentCommand(fresh bool) *control.Command {

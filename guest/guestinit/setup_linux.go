@@ -1,4 +1,4 @@
-package guest
+package guestinit
 
 import (
 	"fmt"
@@ -72,7 +72,7 @@ func runSetup(line string, c control.Command, env []string, output func([]byte))
 // which is gone when the root file system is entered.
 func (in *initProcess) readKernelConfig() (err error) {
 	if in.cfg.KernelConfig != "" {
-		in.kernelConfig, err = os.ReadFile(kernelConfigFile)
+		in.kernelConfig, err = os.ReadFile(control.KernelConfigPath)
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-package guest
+package guestinit
 
 import (
 	"errors"
@@ -12,18 +12,17 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest/control"
-	"github.com/moovm/moovm/kmod"
 	"golang.org/x/sys/unix"
 )
 
-// InitMain is the init of a guest: it does what the InitConfig in the
+// Main is the init of a guest: it does what the InitConfig in the
 // initramfs says, and never returns. Whatever goes wrong is reported on the
 // control line and on the console before the machine is switched off; the
 // kernel never panics because its init ended.
 //
 //	start ─▶ modules ─▶ root disk ─▶ mounts ─┬▶ exec the disk's init
 //	                                         └▶ command ─▶ status ─▶ unmount ─▶ power off
-func InitMain() {
+func Main() {
 	if isAgent() {
 		agentMain()
 	}
@@ -162,8 +161,7 @@ func (in *initProcess) fasterLine() {
 func (in *initProcess) loadModules() error {
 	line, _ := os.ReadFile("/proc/cmdline")
 	for _, m := range in.cfg.Modules {
-		_, name, _ := strings.Cut(kmod.ModuleName(m.Path), "_") // 012-name.ko
-		err := loadKernelModule(m.Path, moduleParams(string(line), name))
+		err := loadKernelModule(m.Path, moduleParams(string(line), m.Name))
 		if err == nil || m.Optional {
 			continue
 		}
@@ -173,7 +171,7 @@ func (in *initProcess) loadModules() error {
 		case errors.Is(err, unix.ENOSYS):
 			err = fmt.Errorf("%w; this kernel takes no modules", err)
 		}
-		return fmt.Errorf("kernel module %s cannot be loaded: %w", name, err)
+		return fmt.Errorf("kernel module %s cannot be loaded: %w", m.Name, err)
 	}
 	return nil
 }

@@ -1,14 +1,14 @@
 //go:build !linux
 
-package guest
+package guestinit
 
 import (
 	"fmt"
 	"os"
 )
 
-// InitMain is the init of a guest; guests run Linux.
-func InitMain() {
+// Main is the init of a guest; guests run Linux.
+func Main() {
 	fmt.Fprintln(os.Stderr, "moovm: the init of a guest runs on Linux only")
 	os.Exit(1)
 }

@@ -1,4 +1,4 @@
-package guest
+package guestinit
 
 import (
 	"bytes"
@@ -9,9 +9,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/blkid/blkidtest"
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestCommandEnv(t *testing.T) {
 	env := commandEnv([]string{"PATH=/x", "LANG=C", "TERM=", "NOVALUE"})
@@ -25,19 +27,6 @@ func TestCommandEnv(t *testing.T) {
 			t.Errorf("%s is there twice", key)
 		}
 		seen[key] = true
-	}
-}
-
-func TestParseBootParams(t *testing.T) {
-	p := parseBootParams(`quiet root=UUID=1-2 rootfstype=xfs rootflags=noatime,discard ro rw init=/bin/sh rootdelay=5 foo`)
-	if want := (control.Root{Device: "UUID=1-2", Type: "xfs", Options: "noatime,discard", WaitSeconds: 5}); p.root != want {
-		t.Errorf("%+v", p.root)
-	}
-	if p.readOnly == nil || *p.readOnly || p.init != "/bin/sh" || strings.Join(p.rest, " ") != "quiet foo" {
-		t.Errorf("%+v", p)
-	}
-	if p := parseBootParams("rootwait"); p.root.WaitSeconds < 600 || p.readOnly != nil {
-		t.Errorf("%+v", p)
 	}
 }
 
@@ -158,5 +147,15 @@ func TestModuleParams(t *testing.T) {
 func TestIsInit(t *testing.T) {
 	if os.Getpid() != 1 && IsInit() {
 		t.Error("a test takes itself for the init")
+	}
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
 	}
 }

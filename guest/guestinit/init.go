@@ -1,11 +1,10 @@
-package guest
+package guestinit
 
 import (
 	"os"
 	"strings"
 
 	"github.com/moovm/moovm/guest/control"
-	"github.com/moovm/moovm/kmod"
 )
 
 // IsInit says whether this process is the init of a moovm guest: PID 1, with a
@@ -57,7 +56,7 @@ func envValue(env []string, key string) string {
 func moduleParams(cmdline, module string) string {
 	var params []string
 	for w := range control.SplitCmdline(cmdline) {
-		if name, rest, ok := strings.Cut(w, "."); ok && kmod.Underscores(name) == module && !strings.ContainsAny(name, "=") {
+		if name, rest, ok := strings.Cut(w, "."); ok && strings.ReplaceAll(name, "-", "_") == module && !strings.ContainsAny(name, "=") {
 			params = append(params, rest)
 		}
 	}
