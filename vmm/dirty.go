@@ -19,51 +19,58 @@ const (
 	pagemapFile    = 1 << 61
 )
 
-// eachPrivate calls f with runs of pages, by number in the file and count,
-// that the machine has written since the image that it shows; r.mu is held. It
-// reports whether the host could tell; if not, f was called with everything.
-func (r *ram) eachPrivate(f func(page, n int64)) bool {
+// private lists the runs of pages, by place in the file, that the machine has
+// written since the image that it shows; r.mu is held. Where the host cannot
+// tell it is all of the memory.
+func (r *ram) private() []segment {
+	var runs, whole []segment
+	told := true
+	for i, reg := range r.regions {
+		whole = append(whole, segment{off: r.offsets[i], length: int64(len(reg.Bytes))})
+		told = told && eachPrivate(reg.Bytes, func(page, n int64) {
+			runs = append(runs, segment{off: r.offsets[i] + page*pageSize, length: n * pageSize})
+		})
+	}
+	if !told {
+		return whole
+	}
+	return runs
+}
+
+// eachPrivate calls f with runs of the pages of mem, by number and count, that
+// are not those of the file that it maps. False means that the host did not
+// tell, or not of all.
+func eachPrivate(mem []byte, f func(page, n int64)) bool {
 	pm, err := os.Open("/proc/self/pagemap")
 	if err != nil {
-		r.eachPage(f)
 		return false
 	}
 	defer pm.Close()
 	buf := make([]byte, 64<<10)
-	for i, reg := range r.regions {
-		first, pages := pageOf(reg.Bytes), int64(len(reg.Bytes)/pageSize)
-		at, run := r.offsets[i]/pageSize, int64(0)
-		for done := int64(0); done < pages; {
-			n, err := pm.ReadAt(buf[:min(int64(len(buf)), 8*(pages-done))], 8*(first+done))
-			if n < 8 {
-				_ = err // a file that ends early tells nothing
-				r.eachPage(f)
-				return false
-			}
-			for e := buf[:n&^7]; len(e) > 0; e = e[8:] {
-				v := binary.LittleEndian.Uint64(e)
-				if v&(pagemapPresent|pagemapSwapped) != 0 && v&pagemapFile == 0 {
-					run++
-				} else {
-					if run > 0 {
-						f(at+done-run, run)
-					}
-					run = 0
+	first, pages := pageOf(mem), int64(len(mem)/pageSize)
+	run := int64(0)
+	for done := int64(0); done < pages; {
+		n, _ := pm.ReadAt(buf[:min(int64(len(buf)), 8*(pages-done))], 8*(first+done))
+		if n < 8 {
+			return false
+		}
+		for e := buf[:n&^7]; len(e) > 0; e = e[8:] {
+			v := binary.LittleEndian.Uint64(e)
+			if v&(pagemapPresent|pagemapSwapped) != 0 && v&pagemapFile == 0 {
+				run++
+			} else {
+				if run > 0 {
+					f(done-run, run)
 				}
-				done++
+				run = 0
 			}
+			done++
 		}
-		if run > 0 {
-			f(at+pages-run, run)
-		}
+	}
+	if run > 0 {
+		f(pages-run, run)
 	}
 	return true
-}
-
-func (r *ram) eachPage(f func(page, n int64)) {
-	for i, reg := range r.regions {
-		f(r.offsets[i]/pageSize, int64(len(reg.Bytes)/pageSize))
-	}
 }
 
 // maxSegments bounds the mappings that an image costs (a process has some
@@ -74,10 +81,7 @@ const maxSegments = 1024
 // their own; r.mu is held. What the memory maps stays as it is: those pages
 // are the machine's own already.
 func (r *ram) freezePrivate() (_ *image, err error) {
-	var runs []segment
-	r.eachPrivate(func(page, n int64) {
-		runs = append(runs, segment{off: page * pageSize, length: n * pageSize})
-	})
+	runs := r.private()
 	if len(runs) == 0 {
 		return newImage(r.size, r.image.segments), nil
 	}

@@ -227,9 +227,11 @@ func (r *ram) used() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fd < 0 {
-		var pages int64
-		r.eachPrivate(func(_, n int64) { pages += n })
-		return pages * pageSize
+		var n int64
+		for _, s := range r.private() {
+			n += s.length
+		}
+		return n
 	}
 	var st unix.Stat_t
 	if unix.Fstat(r.fd, &st) != nil {

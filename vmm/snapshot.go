@@ -88,13 +88,17 @@ type SnapshotOptions struct {
 //
 // The machine shares its memory with the snapshot from then on and copies what
 // it writes.
-func (m *Machine) Snapshot(ctx context.Context, o SnapshotOptions) (_ *Snapshot, err error) {
+func (m *Machine) Snapshot(ctx context.Context, o SnapshotOptions) (s *Snapshot, err error) {
 	resume, err := m.standStill(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, resume(false)) }()
-	s := &Snapshot{}
+	s = &Snapshot{}
+	defer func(taken *Snapshot) {
+		if err = errors.Join(err, resume(false)); err != nil && taken.mem != nil {
+			s, err = nil, errors.Join(err, taken.Close()) // nobody else will
+		}
+	}(s)
 	if s.state, err = m.captureState(); err != nil {
 		return nil, err
 	}
@@ -115,15 +119,14 @@ func (m *Machine) standStill(ctx context.Context) (resume func(again bool) error
 	m.mu.Lock()
 	was := m.state
 	m.mu.Unlock()
-	if was == created {
-		return func(again bool) error { m.resumeDevices(again); return nil }, m.suspendDevices(ctx)
-	}
-	if err := m.Pause(); err != nil {
-		return nil, err
+	if was != created {
+		if err := m.Pause(); err != nil {
+			return nil, err
+		}
 	}
 	goOn := func(again bool) error {
 		m.resumeDevices(again)
-		if was == paused {
+		if was != running {
 			return nil
 		}
 		return m.Resume()
