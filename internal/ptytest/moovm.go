@@ -37,8 +37,8 @@ func (m Moovm) CommandTTY(t *testing.T) {
 	s.TypeUntil("stty size", "44 120\r\n")
 	s.TypeUntil("stty -echo; echo off$((1))", "off1\r\n")
 	s.Type("read password\rhunter22\r")
-	s.Type("echo length ${#password}; stty echo\r")
-	s.WaitFor("length 8\r\n")
+	s.Type("stty echo; echo length ${#password}\r")
+	s.WaitFor("length 8\r\n") // from here on keys are echoed
 	s.Type("sleep 1000; echo slept\r")
 	s.WaitFor("sleep 1000; echo slept")
 	s.TypeUntil("\x03echo status $?", "status 130\r\n")
