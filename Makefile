@@ -38,17 +38,17 @@ test-fast: ## go test ./...: needs neither root nor KVM nor QEMU
 	$(GO) test ./...
 
 test-race:
-	$(GO) test -race -timeout 10m ./...
+	@scripts/gotest.sh -race -timeout 10m ./...
 
 test-fuzz: # a short run of what hostile guests and clients reach
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=20000x FUZZ='FuzzHostile|FuzzQueue|FuzzMessages|FuzzSession|FuzzOpen'
 
 test-long: build # tens of thousands of simulated crashes, hundreds of kills, QEMU as a client; the init and the sandbox, static
 	MOOVM_TEST_LONG=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
-		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img MOOVM_BOOTDISK=$(MOOVM_CACHE)/bootdisk-bookworm.img $(GO) test -timeout 20m ./cowdisk ./virtio/vhostuser
-	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) $(GO) test -timeout 20m ./internal/sandbox ./guest/guesttest ./guest ./guest/guestinit ./initramfs ./kernel ./kmod
+		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img MOOVM_BOOTDISK=$(MOOVM_CACHE)/bootdisk-bookworm.img scripts/gotest.sh -timeout 20m ./cowdisk ./virtio/vhostuser
+	CGO_ENABLED=0 MOOVM_QEMU=1 MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) scripts/gotest.sh -timeout 20m ./internal/sandbox ./guest/guesttest ./guest ./guest/guestinit ./initramfs ./kernel ./kmod
 	MOOVM_QEMU=1 MOOVM_BIN=$(CURDIR)/$(BIN) MOOVM_KERNEL=$$(ls $(MOOVM_CACHE)/kernel/current/boot/vmlinuz-*) \
-		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img $(GO) test -timeout 20m -run Boxed ./cmd/moovm
+		MOOVM_BASE=$(MOOVM_CACHE)/base-bookworm.img scripts/gotest.sh -timeout 20m -run Boxed ./cmd/moovm
 
 test-e2e: build ## End-to-end tests with stock kernels, on this machine's KVM if it is good, else in the sandbox
 	@scripts/e2e.sh
