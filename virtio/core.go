@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,17 +79,10 @@ type Core struct {
 // coreQueue is a queue's registers and, while it runs, its server.
 type coreQueue struct {
 	cfg       QueueConfig
-	run       *queueRun
+	run       *QueueRun
+	awaited   bool // a goroutine restarts run when it has ended
 	resetting bool // driver-initiated queue reset
 	dead      bool // not to be served: given up, also when the state was taken, or never startable
-}
-
-type queueRun struct {
-	q    *Queue
-	done chan struct{} // ServeQueue has returned
-	err  error         // why; read after done
-
-	awaited bool // a goroutine restarts it when it is done; under Core.mu
 }
 
 // NewCore makes the shared part of a device on mem. The Core owns dev until
@@ -283,14 +275,7 @@ func (c *Core) start(i int) {
 		c.fail(fmt.Errorf("queue %d: %w", i, err))
 		return
 	}
-	r := &queueRun{q: q, done: make(chan struct{})}
-	c.queues[i].run = r
-	go func() {
-		defer close(r.done)
-		if r.err = CatchFault(func() error { return c.dev.ServeQueue(i, q) }); r.err != nil {
-			c.fail(fmt.Errorf("queue %d: %w", i, r.err))
-		}
-	}()
+	c.queues[i].run = q.Run(c.dev, i, func(err error) { c.fail(fmt.Errorf("queue %d: %w", i, err)) })
 }
 
 // fail puts the device into NEEDS_RESET and says so to the driver (section
@@ -304,30 +289,6 @@ func (c *Core) fail(err error) {
 		c.opts.ConfigInterrupt()
 	}
 }
-
-// CatchFault calls f and turns a memory fault inside it into an error: guest
-// memory that another process owns can vanish (a truncated memfd raises
-// SIGBUS). Any goroutine that touches guest memory should run inside it. Other
-// panics pass.
-func CatchFault(f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		switch r := recover().(type) {
-		case nil:
-		case interface {
-			error
-			Addr() uintptr
-		}:
-			err = fmt.Errorf("%w: %v", ErrFault, r)
-		default:
-			panic(r)
-		}
-	}()
-	return f()
-}
-
-// ErrFault says that guest memory was no longer there when it was accessed.
-var ErrFault = errors.New("virtio: guest memory fault")
 
 // Reset stops the device: it waits for the requests in flight, then returns
 // everything to its initial state, after which Status is 0 and neither rings
@@ -360,10 +321,10 @@ func (c *Core) Reset(ctx context.Context) error {
 // mu is held.
 func (c *Core) beginReset() {
 	c.resetted = make(chan struct{})
-	var runs []*queueRun
+	var runs []*QueueRun
 	for i := range c.queues {
 		if r := c.queues[i].run; r != nil {
-			r.q.Stop()
+			r.Stop()
 			runs = append(runs, r)
 		}
 	}
@@ -373,8 +334,8 @@ func (c *Core) beginReset() {
 	}
 	go func() {
 		for _, r := range runs {
-			<-r.done
-			r.q.Release()
+			<-r.Done()
+			r.Release()
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -494,13 +455,13 @@ func (c *Core) drainQueue(i int) {
 		return
 	}
 	q.resetting = true
-	r.q.Stop()
+	r.Stop()
 	c.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		<-r.done
-		r.q.Release()
+		<-r.Done()
+		r.Release()
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if q.run == r { // else a device reset came first
@@ -536,7 +497,7 @@ func (c *Core) Close(ctx context.Context) error {
 		c.mu.Lock()
 		for i := range c.queues {
 			if r := c.queues[i].run; r != nil {
-				r.q.Release()
+				r.Release()
 			}
 		}
 		c.mu.Unlock()

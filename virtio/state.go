@@ -70,7 +70,7 @@ func (c *Core) held() bool { return c.suspended || c.noDMA }
 func (c *Core) stopQueues() {
 	for i := range c.queues {
 		if r := c.queues[i].run; r != nil && !c.queues[i].resetting {
-			r.q.Stop()
+			r.Stop()
 		}
 	}
 }
@@ -97,16 +97,16 @@ func (c *Core) SetDMA(on bool) {
 // begun. If ctx ends first it returns ctx's error.
 func (c *Core) Drain(ctx context.Context) error {
 	c.mu.Lock()
-	var runs []*queueRun
+	var runs []*QueueRun
 	for i := range c.queues {
-		if r := c.queues[i].run; r != nil && !c.queues[i].resetting && r.q.Stopped() {
+		if r := c.queues[i].run; r != nil && !c.queues[i].resetting && r.Stopped() {
 			runs = append(runs, r)
 		}
 	}
 	c.mu.Unlock()
 	for _, r := range runs {
 		select {
-		case <-r.done:
+		case <-r.Done():
 		case <-ctx.Done():
 			return fmt.Errorf("virtio: requests in flight do not end: %w", ctx.Err())
 		}
@@ -138,37 +138,38 @@ func (c *Core) restartQueues() {
 			c.restart(i, nil)
 			continue
 		}
-		select {
-		case <-r.done:
+		if r.Ended() {
 			c.restart(i, r)
-		default:
-			if r.awaited {
-				continue // whoever asks often gets one goroutine
-			}
-			r.awaited = true
-			go func() {
-				<-r.done
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				r.awaited = false
-				c.restart(i, r)
-			}()
+			continue
 		}
+		if c.queues[i].awaited {
+			continue // whoever asks often gets one goroutine
+		}
+		c.queues[i].awaited = true
+		go func() {
+			<-r.Done()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.queues[i].run == r {
+				c.queues[i].awaited = false
+				c.restart(i, r)
+			}
+		}()
 	}
 }
 
 // restart serves queue i on from where r, which has ended, left it; nil is a
 // queue that was given a state. mu is held.
-func (c *Core) restart(i int, r *queueRun) {
+func (c *Core) restart(i int, r *QueueRun) {
 	q := &c.queues[i]
 	if c.closed || c.resetted != nil || !c.active || c.held() || // it is up to somebody else now
-		q.resetting || !q.cfg.Ready || q.run != r || q.broken() || r != nil && !r.q.Stopped() {
+		q.resetting || !q.cfg.Ready || q.run != r || q.broken() || r != nil && !r.Stopped() {
 		return
 	}
 	if r != nil {
-		q.cfg.AvailIndex, q.cfg.UsedIndex = r.q.Position()
-		r.q.Release()
-		q.run = nil
+		q.cfg.AvailIndex, q.cfg.UsedIndex = r.Position()
+		r.Release()
+		q.run, q.awaited = nil, false
 	}
 	c.start(i)
 }
@@ -178,12 +179,7 @@ func (q *coreQueue) broken() bool {
 	if q.run == nil {
 		return q.dead
 	}
-	select {
-	case <-q.run.done:
-		return q.run.err != nil
-	default:
-		return false
-	}
+	return q.run.Broken()
 }
 
 // State returns the state of a suspended Core.
@@ -201,7 +197,7 @@ func (c *Core) State() (CoreState, error) {
 			Broken: q.broken(), AvailIndex: q.cfg.AvailIndex, UsedIndex: q.cfg.UsedIndex,
 		}
 		if q.run != nil {
-			qs.AvailIndex, qs.UsedIndex = q.run.q.Position()
+			qs.AvailIndex, qs.UsedIndex = q.run.Position()
 		}
 		s.Queues = append(s.Queues, qs)
 	}
@@ -251,7 +247,7 @@ func (c *Core) SetState(s CoreState) error {
 func (c *Core) forget() {
 	for i := range c.queues {
 		if r := c.queues[i].run; r != nil {
-			r.q.Release()
+			r.Release()
 		}
 		c.queues[i] = coreQueue{cfg: initialQueue(c.queues[i].cfg.MaxSize)}
 	}

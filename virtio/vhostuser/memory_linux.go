@@ -1,6 +1,7 @@
 package vhostuser
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -89,4 +90,85 @@ func (m *memory) close() {
 		r.unmap()
 	}
 	m.regions, m.mem = nil, nil
+}
+
+// setMemTable replaces all regions.
+func (s *session) setMemTable(m *vhostmsg.Message) error {
+	n := int(binary.LittleEndian.Uint32(m.Payload))
+	if n > vhostmsg.MaxFDs || len(m.Payload) < 8+n*vhostmsg.RegionSize {
+		return bad("%d memory regions in %d bytes", n, len(m.Payload))
+	}
+	if len(m.FDs) != n {
+		return bad("%d descriptors, want %d", len(m.FDs), n)
+	}
+	var next memory
+	for i := range n {
+		r, err := mapRegion(vhostmsg.ParseRegion(m.Payload[8+i*vhostmsg.RegionSize:]), m.FDs[i])
+		if err != nil {
+			next.close()
+			return err
+		}
+		next.regions = append(next.regions, r)
+	}
+	if err := next.replace(next.regions); err != nil {
+		next.close()
+		return err
+	}
+	if n == 0 {
+		next.mem = nil
+	}
+	resume, err := s.pause()
+	if err != nil {
+		next.close()
+		return err
+	}
+	s.mem.close()
+	s.mem = next
+	return resume()
+}
+
+// addMemReg adds a region.
+func (s *session) addMemReg(m *vhostmsg.Message) error {
+	if len(s.mem.regions) >= maxSlots {
+		return bad("more than %d memory regions", maxSlots)
+	}
+	r, err := mapRegion(vhostmsg.ParseRegion(m.Payload[8:]), m.FDs[0])
+	if err != nil {
+		return err
+	}
+	resume, err := s.pause()
+	if err != nil {
+		r.unmap()
+		return err
+	}
+	list := append(append([]*region(nil), s.mem.regions...), r)
+	if err := s.mem.replace(list); err != nil {
+		r.unmap()
+		return err
+	}
+	return resume()
+}
+
+// remMemReg takes a region away.
+func (s *session) remMemReg(m *vhostmsg.Message) error {
+	d := vhostmsg.ParseRegion(m.Payload[8:])
+	for i, r := range s.mem.regions {
+		if r.Guest != d.Guest || r.Size != d.Size || r.User != d.User {
+			continue
+		}
+		resume, err := s.pause()
+		if err != nil {
+			return err
+		}
+		list := append(append([]*region(nil), s.mem.regions[:i]...), s.mem.regions[i+1:]...)
+		if err := s.mem.replace(list); err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			s.mem.mem = nil
+		}
+		r.unmap()
+		return resume()
+	}
+	return bad("no memory region %#x+%#x", d.Guest, d.Size)
 }

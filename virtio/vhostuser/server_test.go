@@ -270,6 +270,40 @@ func TestBadMessages(t *testing.T) {
 	}
 }
 
+// What each request must bring: a byte or a descriptor less is no request.
+func TestRequestShapes(t *testing.T) {
+	for m, shape := range map[vhostmsg.Type]struct{ size, fds int }{
+		vhostmsg.SetFeatures: {8, 0}, vhostmsg.SetProtocolFeatures: {8, 0}, vhostmsg.SetStatus: {8, 0},
+		vhostmsg.SetMemTable: {8, 0}, vhostmsg.AddMemReg: {40, 1}, vhostmsg.RemMemReg: {40, 0},
+		vhostmsg.GetConfig: {12, 0}, vhostmsg.SetConfig: {12, 0}, vhostmsg.SetBackendReqFD: {0, 1},
+		vhostmsg.GetInflightFD: {20, 0}, vhostmsg.SetInflightFD: {20, 1},
+		vhostmsg.SetVringNum: {8, 0}, vhostmsg.SetVringBase: {8, 0}, vhostmsg.GetVringBase: {8, 0},
+		vhostmsg.SetVringAddr: {40, 0}, vhostmsg.SetVringEnable: {8, 0},
+		vhostmsg.SetVringKick: {8, 1}, vhostmsg.SetVringCall: {8, 1}, vhostmsg.SetVringErr: {8, 1},
+	} {
+		t.Run(m.String(), func(t *testing.T) {
+			ends := func(size int, want string) {
+				a, b := socketpair(t)
+				defer a.Close()
+				wait := serve(t, b, blkDevice(t, virtioblk.Config{}), vhostuser.Options{})
+				conn := vhostmsg.Conn{C: a}
+				if err := conn.Write(&vhostmsg.Message{Type: m, Payload: make([]byte, size)}); err != nil {
+					t.Fatal(err)
+				}
+				if err := wait(); !errors.Is(err, vhostuser.ErrProtocol) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), m.String()) {
+					t.Errorf("%d bytes: ended with %v, want a protocol error about %q", size, err, want)
+				}
+			}
+			if shape.size > 0 {
+				ends(shape.size-1, "bytes of payload")
+			}
+			if shape.fds > 0 {
+				ends(shape.size, "0 descriptors, want 1")
+			}
+		})
+	}
+}
+
 // A ring outside the memory the front-end gave is a lie of its own.
 func TestRingOutsideMemory(t *testing.T) {
 	v, g, wait := connect(t, blkDevice(t, virtioblk.Config{}), 4<<20)
