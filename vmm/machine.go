@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/internal/kvm"
-	"github.com/moovm/moovm/virtio"
+	"github.com/moovm/moovm/virtio/mmio"
 	"github.com/moovm/moovm/virtio/pci"
 )
 
@@ -28,19 +28,19 @@ type Machine struct {
 	cfg Config
 	log *slog.Logger
 
-	sys   *kvm.System
-	vm    *kvm.VM
-	ram   *ram
-	vcpus []*vcpu
-	irq   *interrupts
-	bus   *pciBus
-	com   [2]*uart
-	rtc   *cmos
-	funcs []*pci.Function
-	host  func(slot int) pci.Host // the machine as a PCI function sees it
-	// The virtio-mmio devices, and the machine as one of them sees it.
-	windows []mmioWindow
-	window  func(i int) (windowHost, error)
+	sys     *kvm.System
+	vm      *kvm.VM
+	ram     *ram
+	vcpus   []*vcpu
+	irq     *interrupts
+	bus     *pciBus
+	com     [2]*uart
+	rtc     *cmos
+	devices []device
+	windows []*mmio.Device // those of them that have one, by address
+	// The machine as a PCI function and as a virtio-mmio device sees it.
+	host   func(slot int) pci.Host
+	window func(i int) (windowHost, error)
 
 	mu      sync.Mutex
 	changed sync.Cond // state or parked changed
@@ -227,37 +227,6 @@ func (m *Machine) setUpVCPUs(boot bootImage) error {
 	return v.SetRegs(regs)
 }
 
-// createDevices attaches the virtio devices.
-func (m *Machine) createDevices() error {
-	for i, dev := range m.cfg.Devices {
-		if dev == nil {
-			return fmt.Errorf("device %d is nil", i)
-		}
-		if err := m.plug(dev); err != nil {
-			return fmt.Errorf("device %d: %w", i, err)
-		}
-	}
-	return nil
-}
-
-// plug attaches a virtio device: in the next free slot of the PCI bus, or in a
-// window of its own.
-func (m *Machine) plug(dev virtio.Device) error {
-	if m.cfg.Transport == TransportMMIO {
-		return m.plugWindow(dev)
-	}
-	slot, err := m.bus.freeSlot()
-	if err != nil {
-		return err
-	}
-	f, err := pci.New(dev, m.ram.mem, m.host(slot), pci.Options{Logger: m.log})
-	if err != nil {
-		return err
-	}
-	m.funcs = append(m.funcs, f)
-	return m.bus.plug(slot, f, f.BARs())
-}
-
 // Start lets the guest run. It may be called once.
 func (m *Machine) Start() error {
 	m.mu.Lock()
@@ -296,10 +265,7 @@ func (m *Machine) Start() error {
 func (m *Machine) supervise() {
 	defer close(m.done)
 	m.running.Wait()
-	err := m.closeWindows()
-	for _, f := range m.funcs {
-		err = errors.Join(err, f.Close())
-	}
+	err := m.closeDevices()
 	var wg sync.WaitGroup
 	for i, u := range m.com {
 		wg.Go(func() {
@@ -460,10 +426,7 @@ func (m *Machine) Close() error {
 
 // release gives back descriptors and mappings; nothing runs any more.
 func (m *Machine) release() error {
-	err := m.closeWindows()
-	for _, f := range m.funcs {
-		err = errors.Join(err, f.Close())
-	}
+	err := m.closeDevices()
 	for _, c := range m.vcpus {
 		err = errors.Join(err, c.v.Close())
 	}

@@ -24,12 +24,6 @@ const (
 // maxWindows is how many virtio-mmio devices a machine has room for.
 const maxWindows = 32
 
-// mmioWindow is one virtio-mmio device in its place.
-type mmioWindow struct {
-	*mmio.Device
-	host windowHost
-}
-
 // windowHost is the machine as a virtio-mmio device sees it.
 type windowHost interface {
 	mmio.Host
@@ -66,7 +60,8 @@ func (m *Machine) plugWindow(dev virtio.Device) error {
 	if err != nil {
 		return errors.Join(err, host.Close())
 	}
-	m.windows = append(m.windows, mmioWindow{d, host})
+	m.windows = append(m.windows, d)
+	m.devices = append(m.devices, mmioDevice{d, host})
 	return nil
 }
 
@@ -83,15 +78,6 @@ func (m *Machine) accessWindow(addr uint64, p []byte, write bool) bool {
 		m.windows[i].Read(off, p)
 	}
 	return true
-}
-
-// closeWindows ends all virtio-mmio devices. It may be called again.
-func (m *Machine) closeWindows() error {
-	var err error
-	for _, w := range m.windows {
-		err = errors.Join(err, w.Close(), w.host.Close())
-	}
-	return err
 }
 
 // irqfdHost is windowHost on KVM: notifications and interrupts are eventfds

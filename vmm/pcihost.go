@@ -199,6 +199,20 @@ func (*hostBridge) WriteConfig(uint16, []byte)   {}
 func (*hostBridge) ReadMem(uint64, []byte) bool  { return false }
 func (*hostBridge) WriteMem(uint64, []byte) bool { return false }
 
+// plugFunction puts a virtio device into the next free slot of the bus.
+func (m *Machine) plugFunction(dev virtio.Device) error {
+	slot, err := m.bus.freeSlot()
+	if err != nil {
+		return err
+	}
+	f, err := pci.New(dev, m.ram.mem, m.host(slot), pci.Options{Logger: m.log})
+	if err != nil {
+		return err
+	}
+	m.devices = append(m.devices, pciDevice{f})
+	return m.bus.plug(slot, f, f.BARs())
+}
+
 // slotHost is the machine as one function sees it (pci.Host).
 type slotHost struct {
 	m    *Machine

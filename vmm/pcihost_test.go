@@ -188,10 +188,7 @@ func busMachine(t testing.TB) *Machine {
 }
 
 func closeBusMachine(m *Machine) {
-	m.closeWindows()
-	for _, f := range m.funcs {
-		f.Close()
-	}
+	m.closeDevices()
 	for _, u := range m.com {
 		u.close(0)
 		u.wg.Wait()

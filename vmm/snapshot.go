@@ -137,31 +137,6 @@ func (m *Machine) standStill(ctx context.Context) (resume func(again bool) error
 	return goOn, nil
 }
 
-// suspendDevices waits for what the devices have begun. After an error those
-// that it has suspended wait for resumeDevices.
-func (m *Machine) suspendDevices(ctx context.Context) error {
-	for i, f := range m.funcs {
-		if err := f.Core().Suspend(ctx); err != nil {
-			return fmt.Errorf("device %d: %w", i, err)
-		}
-	}
-	for i, w := range m.windows {
-		if err := w.Core().Suspend(ctx); err != nil {
-			return fmt.Errorf("device %d: %w", i, err)
-		}
-	}
-	return nil
-}
-
-func (m *Machine) resumeDevices(again bool) {
-	for _, f := range m.funcs {
-		f.Resume(again)
-	}
-	for _, w := range m.windows {
-		w.Resume(again)
-	}
-}
-
 // askFeatures asks once what there is of the processors' state.
 func (m *Machine) askFeatures() error {
 	if m.features != nil {
@@ -204,19 +179,8 @@ func (m *Machine) captureState() (s machineState, err error) {
 	}
 	s.CMOS = m.rtc.state()
 	s.PCI = m.bus.state()
-	for i, f := range m.funcs {
-		d, err := f.State()
-		if err != nil {
-			return s, fmt.Errorf("device %d: %w", i, err)
-		}
-		s.Functions = append(s.Functions, d)
-	}
-	for i, w := range m.windows {
-		d, err := w.State()
-		if err != nil {
-			return s, fmt.Errorf("device %d: %w", i, err)
-		}
-		s.Windows = append(s.Windows, d)
+	if err := m.saveDevices(&s); err != nil {
+		return s, err
 	}
 	return s, nil
 }
@@ -376,24 +340,7 @@ func (m *Machine) applyState(s *machineState) error {
 	}
 	m.rtc.setState(s.CMOS)
 	m.bus.setState(s.PCI)
-	return m.irq.together(func() error { return m.applyDevices(s) })
-}
-
-func (m *Machine) applyDevices(s *machineState) error {
-	if len(s.Functions) != len(m.funcs) || len(s.Windows) != len(m.windows) {
-		return fmt.Errorf("%w: it has %d, the machine %d", ErrSnapshotDevices, len(s.Functions)+len(s.Windows), len(m.funcs)+len(m.windows))
-	}
-	for i, f := range m.funcs {
-		if err := f.SetState(s.Functions[i]); err != nil {
-			return fmt.Errorf("device %d: %w", i, err)
-		}
-	}
-	for i, w := range m.windows {
-		if err := w.SetState(s.Windows[i]); err != nil {
-			return fmt.Errorf("device %d: %w", i, err)
-		}
-	}
-	return nil
+	return m.irq.together(func() error { return m.restoreDevices(s) })
 }
 
 // tscOffsets are the offsets with which the time stamp counters go on from

@@ -72,8 +72,9 @@ func (s *ringsScript) kick(addr uint64, queue int) {
 // returns their doorbells.
 func (s *ringsScript) pciDriver(m *Machine, rings []*virtiotest.Ring) (doorbells []uint64, ack func()) {
 	var bar [4]byte
-	m.funcs[0].ReadConfig(0x10, bar[:])
-	p := &virtiotest.PCI{F: m.funcs[0], Host: &virtiotest.PCIHost{}, Base: uint64(binary.LittleEndian.Uint32(bar[:]) &^ 0xf)}
+	f := m.devices[0].(pciDevice).Function
+	f.ReadConfig(0x10, bar[:])
+	p := &virtiotest.PCI{F: f, Host: &virtiotest.PCIHost{}, Base: uint64(binary.LittleEndian.Uint32(bar[:]) &^ 0xf)}
 	p.BringUp() // finds the structures and switches MSI-X on
 	common, table := p.Base+p.Common, p.Base+p.Table
 	s.w8(common+20, virtio.StatusAcknowledge|virtio.StatusDriver)
