@@ -40,6 +40,7 @@ var arrows = map[string][]string{
 	"internal/agent":        {},
 	"internal/unpack":       {},
 	"internal/blkid":        {},
+	"internal/ext4":         {},
 	"internal/pipe":         {},
 	"kernel":                {"internal/unpack", "internal/host"},
 	"kmod":                  {"kernel", "internal/unpack"},
