@@ -40,6 +40,7 @@ type FileInfo struct {
 	Directory bool
 	Device    bool   // a block device
 	ID        FileID // equal for the same file under two names; zero = unknown
+	Nameless  bool   // it was removed while it is open
 }
 
 // FileID identifies a file on this machine.

@@ -352,7 +352,7 @@ func (f *hostFile) Stat() (FileInfo, error) {
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return FileInfo{}, f.error("stat", err)
 	}
-	i := FileInfo{Size: st.Size, Allocated: st.Blocks * 512, Device: f.device, ID: FileID{uint64(st.Dev), st.Ino}}
+	i := FileInfo{Size: st.Size, Allocated: st.Blocks * 512, Device: f.device, ID: FileID{uint64(st.Dev), st.Ino}, Nameless: st.Nlink == 0}
 	if f.device {
 		size, err := unix.Seek(f.fd, 0, io.SeekEnd)
 		if err != nil {

@@ -32,6 +32,10 @@ func (d *Disk) Snapshot(path string) error {
 	if err != nil {
 		return err
 	}
+	if st.Nameless {
+		return &Error{Path: d.path, Kind: ErrReadOnly, Detail: "it has no name any more, so that nothing can stand on it",
+			Remedy: "make an overlay that stays (moovm create -b)"}
+	}
 	h := Header{Variant: QEMUV2, Size: d.size, SectorSize: sectorSize}
 	if old.bm != nil && old.hdr.Variant == UMLV3 {
 		h.Variant, h.Size, h.Alignment = UMLV3, old.hdr.Size, defaultAlign

@@ -181,6 +181,8 @@ type Guest struct {
 	share              *controlShare // the faster one; nil without a command
 	served             chan error    // the control line's end
 
+	snapshots sync.Mutex // one at a time
+
 	once   sync.Once
 	result Result
 	err    error

@@ -113,6 +113,18 @@ func (m *Machine) Snapshot(ctx context.Context, o SnapshotOptions) (s *Snapshot,
 	return s, nil
 }
 
+// StandStill pauses the machine, if it runs, and waits, until ctx ends, for what
+// its devices have begun: nothing that is outside of the machine, such as its
+// disks, changes any more. The function it returns lets the machine go on if it
+// ran before; it must be called.
+func (m *Machine) StandStill(ctx context.Context) (resume func() error, err error) {
+	goOn, err := m.standStill(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return goOn(false) }, nil
+}
+
 // standStill pauses the machine, if it runs, and its devices. The function it
 // returns lets both go on; again says that they have been given a state.
 func (m *Machine) standStill(ctx context.Context) (resume func(again bool) error, err error) {

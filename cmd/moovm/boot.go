@@ -41,7 +41,14 @@ func (r *machineRequest) boot(ctx context.Context, g *globals, o *opened) error 
 		}
 		defer counters.Close()
 	}
-	if c.BeforeStart, err = r.beforeStart(g, log, counters); err != nil {
+	var asked *controlled
+	if r.control.socket != "" {
+		if asked, err = r.listenControl(c.Disks); err != nil {
+			return &statusError{guest.StatusCannotRun, fmt.Errorf("--control: %w", err)}
+		}
+		defer asked.Close()
+	}
+	if c.BeforeStart, err = r.beforeStart(g, log, counters, asked); err != nil {
 		return &statusError{guest.StatusCannotRun, err}
 	}
 	tty, err := r.connect(&c, g, end)
@@ -51,7 +58,10 @@ func (r *machineRequest) boot(ctx context.Context, g *globals, o *opened) error 
 	if tty != nil {
 		defer tty.Close()
 	}
-	result, err := r.bootAndWait(ctx, g, c, tty, end)
+	if asked != nil {
+		asked.watch(&c.Console)
+	}
+	result, err := r.bootAndWait(ctx, g, c, tty, asked, end)
 	if tty != nil {
 		tty.Close()
 	}
@@ -72,7 +82,7 @@ func (r *machineRequest) openConsole() (*os.File, error) {
 
 // beforeStart is what is done when all that the machine needs is open and
 // nothing of the guest has run.
-func (r *machineRequest) beforeStart(g *globals, log *slog.Logger, counters *metricsServer) (func(*vmm.Machine) error, error) {
+func (r *machineRequest) beforeStart(g *globals, log *slog.Logger, counters *metricsServer, asked *controlled) (func(*vmm.Machine) error, error) {
 	needs, err := r.needs()
 	if err != nil {
 		return nil, err
@@ -83,6 +93,9 @@ func (r *machineRequest) beforeStart(g *globals, log *slog.Logger, counters *met
 		spareProcessor()
 		if counters != nil {
 			counters.Serve(machine.Stats)
+		}
+		if asked != nil {
+			asked.serve(machine)
 		}
 		if !confined {
 			return nil
@@ -128,12 +141,15 @@ func (r *machineRequest) connect(c *guest.Config, g *globals, end context.Cancel
 
 // bootAndWait is guest.Boot with the power button at the first interrupt of a
 // guest that runs no command, and the terminal's size for one that does.
-func (r *machineRequest) bootAndWait(ctx context.Context, g *globals, c guest.Config, tty *terminal, end context.CancelCauseFunc) (guest.Result, error) {
+func (r *machineRequest) bootAndWait(ctx context.Context, g *globals, c guest.Config, tty *terminal, asked *controlled, end context.CancelCauseFunc) (guest.Result, error) {
 	run, err := guest.Start(ctx, c)
 	if err != nil {
 		return guest.Result{}, err
 	}
 	defer run.Close()
+	if asked != nil {
+		asked.running(run, func() { end(errQuit) })
+	}
 	if len(r.command) == 0 {
 		defer g.signals.handle(askFirst(os.Stderr, run.Machine().PowerButton, func(s os.Signal) { end(signalCause(s, r.timeout)) }))()
 	} else if tty != nil {
@@ -180,7 +196,21 @@ func (r *machineRequest) needs() (confine.Needs, error) {
 		if err != nil {
 			return n, err
 		}
-		n.Remove, n.Sockets = []string{dir}, true
+		n.Remove, n.Sockets = append(n.Remove, dir), true
+	}
+	if r.control.socket != "" {
+		dir, err := absPath(filepath.Dir(r.control.socket))
+		if err != nil {
+			return n, err
+		}
+		n.Remove, n.Sockets = append(n.Remove, dir), true
+	}
+	if r.control.dir != "" {
+		dir, err := absPath(r.control.dir)
+		if err != nil {
+			return n, err
+		}
+		n.Images = []string{dir}
 	}
 	return n, nil
 }

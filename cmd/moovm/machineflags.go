@@ -28,6 +28,7 @@ type machineFlags struct {
 	accel                           string
 	virtio                          string
 	metrics                         string
+	control                         string
 	noConfine                       bool
 	tty                             bool
 	images                          imageFlags
@@ -50,6 +51,7 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.accel, "accel", host.AccelAuto, "auto, kvm or sandbox: where the machine runs")
 	f.StringVar(&m.virtio, "virtio", "pci", "pci or mmio: how disks and shares are attached to the machine")
 	f.StringVar(&m.metrics, "metrics", "", "`unix:PATH` of a socket to make, where Prometheus can read the machine's counters by HTTP")
+	f.StringVar(&m.control, "control", "", "`unix:PATH[,dir=DIR]` of a socket to make, where `moovm ctl` and others can ask the machine; disk snapshots are made below DIR; a comma in a path is written twice")
 	f.BoolVar(&m.noConfine, "no-confine", false, noConfineHelp)
 	f.BoolVarP(&m.tty, "tty", "t", false, "give COMMAND a terminal, which is this one: for shells, editors and passwords")
 	m.images.register(f)
@@ -78,6 +80,7 @@ type machineRequest struct {
 	console string // a file, "-" or empty
 	accel   string
 	metrics string // the socket's path, or empty
+	control controlFlag
 	confine bool
 }
 
@@ -115,6 +118,10 @@ func (m *machineFlags) request(command []string) (*machineRequest, error) {
 		if r.metrics, ok = strings.CutPrefix(m.metrics, "unix:"); !ok || r.metrics == "" {
 			return nil, fmt.Errorf("--metrics %s: write unix:PATH", m.metrics)
 		}
+	}
+	var err error
+	if r.control, err = parseControl(m.control); err != nil {
+		return nil, err
 	}
 	for _, d := range m.disks {
 		f, err := parseDisk(d)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/unixsock"
 	"github.com/moovm/moovm/virtio9p"
 	"github.com/moovm/moovm/virtioblk"
@@ -179,13 +180,7 @@ func (m metric) shares(shares []virtio9p.Stats) {
 	}
 }
 
-// diskLabel names disk i as the guest does: vda to vdz, vdaa…
-func diskLabel(i int) string {
-	name := string(rune('a' + i%26))
-	if i >= 26 {
-		name = string(rune('a'+i/26-1)) + name
-	}
-	return label("disk", "vd"+name)
-}
+// diskLabel names disk i as the guest does.
+func diskLabel(i int) string { return label("disk", guest.DiskName(i)) }
 
 func sortedKeys(m map[string]uint64) []string { return slices.Sorted(maps.Keys(m)) }

@@ -7,6 +7,10 @@ type Needs struct {
 	// Read are folders whose files may be read, Write those whose files may
 	// also be made, changed and removed.
 	Read, Write []string
+	// Images are folders in which files are made, with the mode that this
+	// process gives new ones. For that it can look at any path of the system:
+	// that a file exists, and its attributes.
+	Images []string
 	// Remove are folders in which files may be removed: those of its own
 	// sockets. Landlock cannot say which files.
 	Remove []string

@@ -3,6 +3,7 @@ package confine
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
@@ -52,7 +53,7 @@ func Apply(n Needs) (Result, error) {
 // other users, in its folders.
 func capabilities(n Needs) (set uint64) {
 	switch {
-	case len(n.Write) > 0:
+	case len(n.Write)+len(n.Images) > 0:
 		set = 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER
 	case len(n.Read) > 0:
 		set = 1 << unix.CAP_DAC_READ_SEARCH
@@ -87,6 +88,9 @@ func restrictFiles(n Needs) (int, error) {
 	}
 	if len(n.Write) > 0 {
 		rules = append(rules, landlock.PathAccess(write, n.Write...))
+	}
+	if len(n.Images) > 0 {
+		rules = append(rules, landlock.PathAccess(write&^(ll.AccessFSMakeDir|ll.AccessFSMakeSym|ll.AccessFSMakeFifo|ll.AccessFSMakeSock|ll.AccessFSRemoveDir), n.Images...))
 	}
 	if len(n.Remove) > 0 {
 		rules = append(rules, landlock.PathAccess(ll.AccessFSRemoveFile, n.Remove...))
@@ -126,7 +130,7 @@ func allowed(n Needs) seccomp.Policy {
 		names = append(names, "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
 			"recvfrom", "recvmsg", "sendto", "sendmsg", "memfd_create")
 	}
-	files := len(n.Read)+len(n.Write) > 0
+	files := len(n.Read)+len(n.Write)+len(n.Images) > 0
 	if files || n.Sockets {
 		// What /proc tells of a descriptor that was received.
 		names = append(names, "readlink", "readlinkat")
@@ -136,16 +140,20 @@ func allowed(n Needs) seccomp.Policy {
 		// or change its mode, owner or times: those are made by descriptor.
 		names = append(names, "open", "openat", "openat2", "getdents64")
 	}
-	if len(n.Write)+len(n.Remove) > 0 {
+	if len(n.Write)+len(n.Images)+len(n.Remove) > 0 {
 		names = append(names, "unlink", "unlinkat")
 	}
 	if len(n.Write) > 0 {
 		names = append(names, "mkdirat", "mknodat", "linkat", "symlinkat", "renameat", "renameat2", "fchmod", "utimensat")
 	}
+	if len(n.Images) > 0 {
+		names = append(names, "linkat", "renameat2", "fchmod", "umask", "access", "faccessat", "faccessat2", "stat", "lstat", "newfstatat")
+	}
+	slices.Sort(names[1:])
 	return seccomp.Policy{
 		DefaultAction: seccomp.ActionErrno,
 		Syscalls: []seccomp.SyscallGroup{
-			{Action: seccomp.ActionAllow, Names: names},
+			{Action: seccomp.ActionAllow, Names: slices.Compact(names)},
 			// Which threads it makes is in memory that a filter cannot see; a C
 			// library falls back to clone when it is told that there is none.
 			{Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS), Names: []string{"clone3"}},
