@@ -223,6 +223,13 @@ func (f *hostFile) lock(exclusive bool) error {
 	return &Error{Path: f.path, Kind: ErrLocked, Detail: "its file system cannot lock files", Err: err, Remedy: "move it to a local file system, or open it without a lock"}
 }
 
+// shareLock makes an exclusive lock one against writers. It cannot fail where the first could be had.
+func (f *hostFile) shareLock() {
+	if f.locked {
+		_ = f.lock(false)
+	}
+}
+
 func (f *hostFile) error(op string, err error) error {
 	return &fs.PathError{Op: op, Path: f.path, Err: err}
 }

@@ -192,6 +192,13 @@ func (d *Disk) SharePending(mem []byte) error {
 	return nil
 }
 
+// shared says whether what is pending is in somebody's memory.
+func (b *bitmap) shared() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pending != nil
+}
+
 // movePending makes the memory, in which nothing is pending, the one of a new top layer.
 func (b *bitmap) movePending(l *layer) {
 	b.mu.Lock()

@@ -1,10 +1,15 @@
 package cowdisk
 
-import "path/filepath"
+import (
+	"fmt"
+	"path/filepath"
+)
 
 // Snapshot freezes what the disk contains now and goes on in a new overlay at path: the image that was written so far becomes its backing
 // file. Requests wait while it happens (a flush and the making of a small file). The new overlay gets the layout of the old one where that
 // can be created, else v2. After an error the disk goes on as it was.
+//
+// The frozen image is locked against writers only: other disks may be opened as overlays on it.
 func (d *Disk) Snapshot(path string) error {
 	if d.readOnly {
 		return &Error{Path: d.path, Kind: ErrReadOnly, Detail: "it was opened read-only"}
@@ -58,7 +63,40 @@ func (d *Disk) Snapshot(path string) error {
 		old.bm.movePending(l)
 	}
 	d.chain = newChain(append([]*layer{l}, d.chain.layers...))
+	if s, ok := old.file.(lockSharer); ok {
+		s.shareLock() // else nobody but this disk can open it
+	}
 	return nil
+}
+
+// lockSharer is a File whose lock can be changed into that of one opened for reading.
+type lockSharer interface{ shareLock() }
+
+// Become makes d what n is: from then on d reads and writes n's files, and what d had is closed as it is, without a flush. n is closed for
+// its user. It is how a disk goes back to what it was: n is then a new overlay on an image that Snapshot froze. Requests wait while it
+// happens. The two have one size, and either both or neither were opened read-only (ErrSize, ErrReadOnly). d.Path stays what it was.
+func (d *Disk) Become(n *Disk) error {
+	switch {
+	case d.size != n.size:
+		return &Error{Path: n.path, Kind: ErrSize, Detail: fmt.Sprintf("%d bytes, %s has %d", n.size, d.path, d.size)}
+	case d.readOnly != n.readOnly:
+		return &Error{Path: n.path, Kind: ErrReadOnly, Detail: "one of the two disks was opened read-only, the other was not"}
+	}
+	if !d.gate.pause() {
+		return d.errClosed()
+	}
+	defer d.gate.resume()
+	if bm := d.chain.layers[0].bm; bm != nil && bm.shared() {
+		return &Error{Path: d.path, Kind: ErrLocked, Detail: "what it has pending is shared with another program", Remedy: "end that program first"}
+	}
+	if !n.gate.close() {
+		return n.errClosed()
+	}
+	old := d.chain
+	d.chain = n.chain
+	d.written.Store(true) // n's may not be flushed
+	d.failed.Store(n.failed.Load())
+	return closeLayers(old.layers)
 }
 
 // publishOverlay makes f an image and the top layer of a chain. Image and name are on disk when it
