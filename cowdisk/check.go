@@ -66,7 +66,7 @@ func Check(ctx context.Context, path string, repair bool, o ToolOptions) (*Check
 	if err != nil {
 		return nil, renamed(err, real, path)
 	}
-	c := checker{ctx: ctx, o: o, repair: repair, l: &layer{path: path, real: real, file: f}, r: &CheckResult{Filename: path, Problems: []Problem{}}}
+	c := checker{ctx: ctx, o: o, repair: repair, l: &layer{path: path, real: real, file: f, named: true}, r: &CheckResult{Filename: path, Problems: []Problem{}}}
 	err = c.run()
 	if e := f.Close(); err == nil {
 		err = e

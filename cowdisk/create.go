@@ -137,10 +137,17 @@ func (h *Header) setBacking(path, real, backing string, base backingInfo) error 
 }
 
 // storedPath is what the header of the image at real says for a backing file that the caller named: his words, unless they go up from
-// something that may be a symlink. Other programs, and people, take that by its text, so then it is what was opened.
+// something that may be a symlink. Other programs, and people, take that by its text, so then it is what was opened. So it is when the file
+// is in the image's folder but named by way of a symlink elsewhere: who opens the image later does not look there.
 func storedPath(real, backing, opened string) string {
 	down := strings.TrimLeft(backing, "./")
-	if !strings.Contains("/"+down+"/", "/../") || opened == "" {
+	up := strings.Contains("/"+down+"/", "/../")
+	if filepath.IsAbs(backing) {
+		_, is := inside(filepath.Dir(real), opened)
+		_, looks := inside(filepath.Dir(real), backing)
+		up = up || is && !looks
+	}
+	if !up || opened == "" {
 		return backing
 	}
 	if rel, err := filepath.Rel(filepath.Dir(real), opened); err == nil && !filepath.IsAbs(backing) {
@@ -172,7 +179,7 @@ func inspectBacking(o Options, top *layer, backing string, format Format) (i bac
 	}
 	i.real, i.format = r, format
 	o.ReadOnly, o.NoLock, o.Backing, o.BackingFormat = true, false, "", FormatUnknown
-	op := opener{o: o, layers: []*layer{{path: top.path, real: top.real, id: top.id}}}
+	op := opener{o: o, layers: []*layer{{path: top.path, real: top.real, id: top.id, named: true}}}
 	defer func() { i.chain = op.layers[1:] }()
 	var f File
 	if err == nil {

@@ -72,5 +72,7 @@
 // # Trust
 //
 // An image file is input. Its fields are checked before use, memory is bounded by [Options].BitmapMemory whatever the header says, and the
-// backing path in it is followed only below the image's own folder or a folder named in [Options].BackingRoots.
+// backing path in it is followed only below the image's own folder or a folder named in [Options].BackingRoots. It is followed step by step:
+// what lies elsewhere is not even looked at, because that may mount something, or tell what exists. Symlinks that lie elsewhere count only
+// where they lie on a way that the caller named himself.
 package cowdisk

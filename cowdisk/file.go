@@ -66,6 +66,9 @@ type FS interface {
 	Open(path string, m OpenMode) (File, error)
 	// OpenBeneath opens rel below the folder root; no symlink on the way may lead out of root.
 	OpenBeneath(root, rel string, m OpenMode) (File, error)
+	// LookBeneath looks at rel below the folder root without opening it: whether it is a folder or a symlink, and where that leads ("" = it
+	// is none). No symlink on the way there may lead out of root.
+	LookBeneath(root, rel string) (target string, dir bool, err error)
 	// Create makes a file that has no name until it is published; closing it unpublished leaves nothing behind.
 	Create(path string) (NewFile, error)
 	// Resolve makes a path absolute, without symlinks, "." and "..": the name of what opening path would open. Relative paths start at

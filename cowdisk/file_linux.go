@@ -73,6 +73,21 @@ func (h HostFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
 		})
 }
 
+// LookBeneath looks as OpenBeneath opens.
+func (h HostFS) LookBeneath(root, rel string) (target string, dir bool, err error) {
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return "", false, err
+	}
+	defer r.Close()
+	st, err := r.Lstat(rel)
+	if err != nil || st.Mode().Type() != fs.ModeSymlink {
+		return "", err == nil && st.IsDir(), err
+	}
+	target, err = r.Readlink(rel)
+	return target, false, err
+}
+
 // lockNamed opens and locks a file, and looks again. A tool that replaces an image by rename holds the lock of the old file until it is
 // done, and that of the new one from before it has a name. Whoever waited for the old file must not use it now that it has no name.
 func (h HostFS) lockNamed(path string, m OpenMode, open func() (int, error), name string, stat func(path string, st *unix.Stat_t) error) (File, error) {
@@ -106,7 +121,6 @@ func (f *hostFile) is(path string, stat func(path string, st *unix.Stat_t) error
 // starts at the working folder itself, whatever $PWD calls it. The last element need not exist; symlinks that dangle, one behind the other,
 // are followed to the name that is missing.
 func (HostFS) Resolve(path string) (string, error) {
-	const maxLinks = 40 // as many as the kernel follows
 	p := path
 	if path == "" {
 		return "", &fs.PathError{Op: "open", Path: path, Err: unix.ENOENT}

@@ -16,5 +16,6 @@ func (HostFS) Open(path string, m OpenMode) (File, error) { return nil, errHost 
 func (HostFS) OpenBeneath(root, rel string, m OpenMode) (File, error) {
 	return nil, errHost
 }
-func (HostFS) Create(path string) (NewFile, error) { return nil, errHost }
-func (HostFS) Resolve(path string) (string, error) { return "", errHost }
+func (HostFS) LookBeneath(root, rel string) (string, bool, error) { return "", false, errHost }
+func (HostFS) Create(path string) (NewFile, error)                { return nil, errHost }
+func (HostFS) Resolve(path string) (string, error)                { return "", errHost }

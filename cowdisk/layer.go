@@ -12,6 +12,7 @@ type layer struct {
 
 	path   string // as opened
 	real   string // absolute, symlinks followed
+	named  bool   // by the user, not by a header
 	id     FileID
 	seen   FileInfo // when it was opened
 	hdr    Header   // image only

@@ -279,6 +279,21 @@ func (m *memFS) OpenBeneath(root, rel string, mode OpenMode) (File, error) {
 	return m.Open(filepath.Join(root, rel), mode)
 }
 
+func (m *memFS) LookBeneath(root, rel string) (target string, dir bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := filepath.Join(root, rel)
+	if m.nodes[at] != nil {
+		return "", false, nil
+	}
+	for name := range m.nodes {
+		if strings.HasPrefix(name, at+"/") {
+			return "", true, nil
+		}
+	}
+	return "", false, &fs.PathError{Op: "lstat", Path: at, Err: fs.ErrNotExist}
+}
+
 func (m *memFS) Create(p string) (NewFile, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

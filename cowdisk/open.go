@@ -159,7 +159,7 @@ func (op *opener) open(path string, format Format) error {
 // user named it, it may be an image, but one that names no other file; if a header did, it may be no image at all.
 func (op *opener) add(path, real string, f File, format Format, named bool) error {
 	n := len(op.layers)
-	l := &layer{path: path, real: real, file: f}
+	l := &layer{path: path, real: real, file: f, named: named}
 	op.layers = append(op.layers, l)
 	if err := op.makeLayer(l, format, named); err != nil {
 		if op.lenient && n > 0 {
@@ -308,12 +308,16 @@ func (op *opener) openBacking(l *layer, top bool) (f File, path, real string, er
 		}
 		return fmt.Errorf("%s: backing file: %w", l.path, err)
 	}
-	if real, err = fsys.Resolve(path); err != nil {
-		if !trusted {
-			if _, _, outside := op.confine(l, path, path); outside != nil {
-				return nil, path, "", outside // do not even tell whether it exists
-			}
-		}
+	var root, rel string
+	if trusted {
+		real, err = fsys.Resolve(path)
+	} else {
+		real, root, rel, err = op.walker(l).walk(path)
+	}
+	switch {
+	case errors.Is(err, ErrBackingOutside):
+		return nil, path, "", outsideError(l, path, err)
+	case err != nil:
 		return nil, path, "", missing(err)
 	}
 	for _, u := range op.layers {
@@ -328,10 +332,6 @@ func (op *opener) openBacking(l *layer, top bool) (f File, path, real string, er
 			return nil, path, real, missing(err)
 		}
 		return f, path, real, nil
-	}
-	root, rel, err := op.confine(l, path, real)
-	if err != nil {
-		return nil, path, real, err
 	}
 	if f, err = fsys.OpenBeneath(root, rel, m); err != nil {
 		if errors.Is(err, ErrLocked) && op.isAbove(root, rel) {
@@ -359,25 +359,6 @@ func (op *opener) isAbove(root, rel string) bool {
 		}
 	}
 	return false
-}
-
-// confine finds the allowed folder that real lies in. real has no symlinks, so what looks as if it lay inside does.
-func (op *opener) confine(l *layer, path, real string) (root, rel string, err error) {
-	for i, r := range append([]string{filepath.Dir(l.real)}, op.o.BackingRoots...) {
-		if i > 0 {
-			if r, err = op.o.fs().Resolve(r); err != nil {
-				continue // a folder that does not exist allows nothing
-			}
-		}
-		if rel, err := filepath.Rel(r, real); err == nil && filepath.IsLocal(rel) {
-			return r, rel, nil
-		}
-	}
-	detail := path
-	if real != path {
-		detail += ", which is " + real
-	}
-	return "", "", &Error{Path: l.path, Field: "backing file", Kind: ErrBackingOutside, Detail: detail, Remedy: "if you trust this image, allow backing files in " + filepath.Dir(real)}
 }
 
 // stale compares the backing file with what the header says about it. A header with mtime 0 says nothing.
