@@ -31,6 +31,7 @@ var arrows = map[string][]string{
 	"virtioblk":             {"virtio"},
 	"virtiorng":             {"virtio"},
 	"virtionet":             {"virtio"},
+	"usernet":               {"virtionet", "internal/ratelog"},
 	"virtio9p":              {"virtio", "internal/ratelog"},
 	"virtio9p/virtio9ptest": {"virtio", "virtio/virtiotest", "virtio9p"},
 	"internal/kvm":          {"internal/host"},
