@@ -26,6 +26,7 @@ var arrows = map[string][]string{
 	"virtio/vhostuser":      {"virtio", "internal/unixsock", "internal/ratelog"},
 	"ctl":                   {"internal/unixsock"},
 	"lineage":               {"cowdisk"},
+	"delta":                 {"cowdisk"},
 	"qcow2":                 {},
 	"virtio/virtiotest":     {"virtio", "virtio/pci", "virtio/mmio", "virtio/vhostuser"},
 	"virtioblk":             {"virtio"},
@@ -61,7 +62,7 @@ var arrows = map[string][]string{
 	"internal/unixsock":     {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"ctl", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
+	"cmd/moovm": {"ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
 	// Examples show the public rooms, to whoever embeds them.
 	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/control", "guest/guestinit", "initramfs", "guest/guesttest", "guest/imagefs", "kernel", "kmod", "vmm"},
 }
