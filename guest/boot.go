@@ -211,17 +211,9 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	if cfg.Memory == 0 {
 		cfg.Memory = DefaultMemory
 	}
-	start := time.Now()
-	disks := slices.Clone(cfg.Disks)
-	for i := range disks {
-		if d := &disks[i]; d.Backend == nil {
-			if d.COW == nil {
-				return nil, fmt.Errorf("disk %s has no contents", diskName(i))
-			}
-			d.Backend = d.COW
-		}
+	if err := cfg.fillDisks(); err != nil {
+		return nil, err
 	}
-	cfg.Disks = disks
 	plan, err := makePlan(&cfg)
 	if err != nil {
 		return nil, err
@@ -230,6 +222,49 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	foreign := cfg.Initrd != nil
 	// Megabytes that only the start needs are not kept.
 	cfg.Kernel, cfg.Modules, cfg.Initrd, cfg.Files = nil, nil, nil, nil
+	g, err := newGuest(cfg, foreign, plan.init.ControlShare)
+	if err != nil {
+		return nil, err
+	}
+	g.machine, err = vmm.New(vmm.Config{
+		Memory:    cfg.Memory,
+		CPUs:      cfg.CPUs,
+		Kernel:    kernel,
+		Initrd:    plan.initrd,
+		Cmdline:   plan.cmdline,
+		Transport: cfg.Transport,
+		Console:   g.consolePort(),
+		Control:   g.controlPort(),
+		KVM:       cfg.KVM,
+		Logger:    cfg.Logger,
+		Devices:   g.devices.all,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := g.begin(ctx); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// fillDisks gives each disk its contents.
+func (c *Config) fillDisks() error {
+	c.Disks = slices.Clone(c.Disks)
+	for i := range c.Disks {
+		if d := &c.Disks[i]; d.Backend == nil {
+			if d.COW == nil {
+				return fmt.Errorf("disk %s has no contents", diskName(i))
+			}
+			d.Backend = d.COW
+		}
+	}
+	return nil
+}
+
+// newGuest makes a guest without a machine yet, but with its devices and the
+// host's end of its control line.
+func newGuest(cfg Config, foreign bool, controlTag string) (*Guest, error) {
 	g := &Guest{
 		cfg: cfg, log: cfg.Logger, foreign: foreign,
 		devices:   devices{log: cfg.Logger},
@@ -237,25 +272,13 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		fromGuest: pipe.New(), toGuest: pipe.New(),
 		served: make(chan error, 1),
 		done:   make(chan struct{}),
-		start:  start,
+		start:  time.Now(),
 	}
 	warnings := ratelog.New(g.log)
 	g.control = control.NewHost(g.fromGuest, g.toGuest, control.HostConfig{
 		Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr, OnStart: cfg.OnStart,
 		OnWarning: func(text string) { warnings.Warn("guest: " + text) },
 	})
-	machine := vmm.Config{
-		Memory:    cfg.Memory,
-		CPUs:      cfg.CPUs,
-		Kernel:    kernel,
-		Initrd:    plan.initrd,
-		Cmdline:   plan.cmdline,
-		Transport: cfg.Transport,
-		Console:   vmm.Serial{In: cfg.Console.In, Out: g.console},
-		Control:   vmm.Serial{In: g.toGuest, Out: g.fromGuest},
-		KVM:       cfg.KVM,
-		Logger:    cfg.Logger,
-	}
 	for _, d := range cfg.Disks {
 		queues := d.Queues
 		if queues == 0 {
@@ -279,20 +302,24 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 			return nil, err
 		}
 	}
-	if tag := plan.init.ControlShare; tag != "" {
+	if controlTag != "" {
 		g.share = newControlShare()
 		g.control.AddLine(g.share.toHost, g.share.fromHost)
-		if err := g.devices.addShare(tag, g.share); err != nil {
+		if err := g.devices.addShare(controlTag, g.share); err != nil {
 			return nil, err
 		}
 	}
-	machine.Devices = g.devices.all
-	if g.machine, err = vmm.New(machine); err != nil {
-		return nil, err
-	}
+	return g, nil
+}
+
+func (g *Guest) consolePort() vmm.Serial { return vmm.Serial{In: g.cfg.Console.In, Out: g.console} }
+func (g *Guest) controlPort() vmm.Serial { return vmm.Serial{In: g.toGuest, Out: g.fromGuest} }
+
+// begin lets the machine run. After an error there is none any more.
+func (g *Guest) begin(ctx context.Context) (err error) {
 	go func() { g.served <- g.control.Run() }()
-	if cfg.BeforeStart != nil {
-		err = cfg.BeforeStart(g.machine)
+	if g.cfg.BeforeStart != nil {
+		err = g.cfg.BeforeStart(g.machine)
 	}
 	if err == nil {
 		err = g.machine.Start()
@@ -300,10 +327,10 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	if err != nil {
 		g.machine.Close()
 		g.endControl(ctx)
-		return nil, err
+		return err
 	}
 	go g.supervise(ctx)
-	return g, nil
+	return nil
 }
 
 // DiskResized tells the guest that disk i's backend has another size now.

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/hugelgupf/p9/fsimpl/templatefs"
@@ -20,12 +21,21 @@ const controlPoll = 250 * time.Millisecond
 // nothing: what is written to to-host, and read from from-host, are streams.
 type controlShare struct {
 	toHost, fromHost *pipe.Pipe
+	hurry            atomic.Bool // reads do not wait
 }
 
 var _ p9.Attacher = (*controlShare)(nil)
 
 func newControlShare() *controlShare {
 	return &controlShare{toHost: pipe.New(), fromHost: pipe.New()}
+}
+
+// hasten makes reads end at once, until they may take their time again: a
+// machine does not stand still before they have ended.
+func (s *controlShare) hasten() (enough func()) {
+	s.hurry.Store(true)
+	s.fromHost.Hurry()
+	return func() { s.hurry.Store(false) }
 }
 
 // Attach implements p9.Attacher.
@@ -98,7 +108,11 @@ func (f *controlFile) ReadAt(p []byte, _ int64) (int, error) {
 	case control.ToHost:
 		return 0, linux.EACCES
 	}
-	n, err := f.share.fromHost.ReadSoon(p, controlPoll)
+	wait := controlPoll
+	if f.share.hurry.Load() {
+		wait = 0
+	}
+	n, err := f.share.fromHost.ReadSoon(p, wait)
 	if n == 0 && err == nil {
 		err = io.EOF
 	}

@@ -15,9 +15,10 @@ import (
 // devices are the virtio devices of a guest's machine: disks first, in their
 // order, so that the first is vda.
 type devices struct {
-	log   *slog.Logger
-	disks []*virtioblk.Device
-	all   []virtio.Device
+	log    *slog.Logger
+	disks  []*virtioblk.Device
+	queues []int // of each disk
+	all    []virtio.Device
 }
 
 // addDisk adds a disk whose contents are those of its Backend.
@@ -29,7 +30,7 @@ func (v *devices) addDisk(d Disk, queues int) error {
 	if err != nil {
 		return fmt.Errorf("disk %s: %w", diskName(i), err)
 	}
-	v.disks, v.all = append(v.disks, dev), append(v.all, dev)
+	v.disks, v.queues, v.all = append(v.disks, dev), append(v.queues, queues), append(v.all, dev)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -66,13 +67,14 @@ type Host struct {
 
 	wmu sync.Mutex // one frame at a time on w
 	w   io.Writer  // of the line in use
-	use int        // its index; an earlier line's hello may arrive late
+	use int        // its index, changed with mu held, too; an earlier line's hello may arrive late
 
 	hmu sync.Mutex // one frame at a time is handled
 
 	mu     sync.Mutex
 	state  State
 	credit int
+	window int        // the first credit: what is granted again and again
 	wake   *sync.Cond // credit or done changed
 	done   bool
 	stdin  bool // the goroutine that sends stdin was started
@@ -165,7 +167,8 @@ func (c *Host) handle(f Frame, line int) error {
 	case FrameHello:
 		c.wmu.Lock()
 		if line >= c.use {
-			c.use, c.w = line, c.lines[line].w
+			c.w = c.lines[line].w
+			c.set(func(*State) { c.use = line })
 		}
 		c.wmu.Unlock()
 		var h Hello
@@ -217,11 +220,59 @@ func (c *Host) grant(n uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.credit = int(min(int64(c.credit)+int64(n), MaxCredit))
+	if c.window == 0 {
+		c.window = c.credit
+	}
 	if !c.stdin {
 		c.stdin = true
 		go c.sendStdin()
 	}
 	c.wake.Broadcast()
+}
+
+// Saved is a line at rest, as plain data: what a copy of its guest knows.
+type Saved struct {
+	// Line is the one in use, by the order of AddLine.
+	Line   int
+	Credit int
+	State  State
+}
+
+// Idle waits until the guest has taken all of the command's stdin that was
+// sent, and given the credit back, and returns the line as it is then. It stays
+// so only while Stdin has nothing more.
+func (c *Host) Idle(ctx context.Context) (Saved, error) {
+	defer context.AfterFunc(ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.wake.Broadcast()
+	})()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.window == 0 || c.credit < c.window {
+		if c.done {
+			return Saved{}, errors.New("control line: it has ended")
+		}
+		if ctx.Err() != nil {
+			return Saved{}, context.Cause(ctx)
+		}
+		c.wake.Wait()
+	}
+	return Saved{Line: c.use, Credit: c.credit, State: c.state}, nil
+}
+
+// Continue makes the host that of a copy of a guest, whose line was saved. It
+// must come after AddLine and before Run. What makes no sense is ErrLine.
+func (c *Host) Continue(s Saved) error {
+	if s.Line < 0 || s.Line >= len(c.lines) || s.Credit < 0 || s.Credit > MaxCredit {
+		return fmt.Errorf("%w: line %d, credit %d", ErrLine, s.Line, s.Credit)
+	}
+	c.use, c.w = s.Line, c.lines[s.Line].w
+	c.state = s.State
+	if s.Credit > 0 {
+		c.grant(uint32(s.Credit))
+	}
+	return nil
 }
 
 // sendStdin starts with the first credit, so that nothing is taken from the

@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -258,3 +259,78 @@ func (c *chunkReader) Read(p []byte) (int, error) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// A line at rest is saved and continued: the host of the copy sends its own
+// stdin within the credit that the guest has given, on the line in use.
+func TestContinue(t *testing.T) {
+	guestIn, hostOut := io.Pipe()
+	hostIn, guestOut := io.Pipe()
+	first := NewHost(strings.NewReader(""), io.Discard, HostConfig{Stdin: strings.NewReader("sent")})
+	first.AddLine(hostIn, hostOut)
+	ran := make(chan error, 1)
+	go func() { ran <- first.Run() }()
+	credit := func(n uint32) []byte {
+		return AppendFrame(nil, FrameCredit, binary.LittleEndian.AppendUint32(nil, n))
+	}
+	if _, err := guestOut.Write(append(fromGuest(jsonFrame(t, FrameHello, Hello{1, "6.1"}), Frame{FrameStart, []byte("agent")}), credit(100)...)); err != nil {
+		t.Fatal(err)
+	}
+	frames := NewFrameReader(guestIn)
+	if f, err := frames.Next(); err != nil || string(f.Payload) != "sent" {
+		t.Fatalf("%q, %v", f.Payload, err)
+	}
+	// It is not at rest before the credit has come back.
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := first.Idle(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("at rest: %v", err)
+	}
+	if _, err := guestOut.Write(credit(4)); err != nil {
+		t.Fatal(err)
+	}
+	saved, err := first.Idle(t.Context())
+	if err != nil || saved.Line != 1 || saved.Credit != 100 || !saved.State.Started || saved.State.Release != "6.1" {
+		t.Errorf("%+v, %v", saved, err)
+	}
+	if f, err := frames.Next(); err != nil || f.Kind != FrameStdinEOF {
+		t.Errorf("%+v, %v", f, err)
+	}
+	guestOut.Close()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+	if _, err := NewHost(nil, nil, HostConfig{}).Idle(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("without a guest: %v", err)
+	}
+
+	guestIn, hostOut = io.Pipe()
+	hostIn, guestOut = io.Pipe()
+	second := NewHost(strings.NewReader(""), io.Discard, HostConfig{Stdin: strings.NewReader(strings.Repeat("x", 150))})
+	second.AddLine(hostIn, hostOut)
+	for _, bad := range []Saved{{Line: 2}, {Line: -1}, {Credit: MaxCredit + 1}, {Credit: -1}} {
+		if err := second.Continue(bad); !errors.Is(err, ErrLine) {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+	if err := second.Continue(saved); err != nil {
+		t.Fatal(err)
+	}
+	go func() { ran <- second.Run() }()
+	frames = NewFrameReader(guestIn)
+	if f, err := frames.Next(); err != nil || len(f.Payload) != 100 {
+		t.Fatalf("%d bytes, %v", len(f.Payload), err)
+	}
+	if _, err := guestOut.Write(credit(100)); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := frames.Next(); err != nil || len(f.Payload) != 50 {
+		t.Fatalf("%d bytes, %v", len(f.Payload), err)
+	}
+	if f, err := frames.Next(); err != nil || f.Kind != FrameStdinEOF {
+		t.Errorf("%+v, %v", f, err)
+	}
+	guestOut.Close()
+	if err := <-ran; err != nil || !second.State().Started {
+		t.Error(err)
+	}
+}

@@ -31,9 +31,11 @@ func isAgent() bool {
 }
 
 func agentMain() {
-	var hooks agent.Hooks
+	// What is on the disks of a clone is as whole as it can be without the pages
+	// that only memory has.
+	hooks := agent.Hooks{Hold: syncFiles, Go: takeIdentity}
 	if os.Getenv(agentEnv) == "fresh" {
-		hooks = agent.Hooks{Before: dropCaches, After: syncFiles}
+		hooks.Before, hooks.After = dropCaches, syncFiles
 	}
 	if err := agent.Serve(os.Stdin, os.Stdout, hooks); err != nil {
 		os.Stderr.WriteString("moovm: " + err.Error() + "\n")

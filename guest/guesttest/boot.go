@@ -42,6 +42,9 @@ type bootDisk struct {
 	path  string // of the overlay
 	image string // below it; may be empty
 	cache *volatileCache
+
+	first    string // path of the first overlay
+	overlays int    // that came after it
 }
 
 func (s *setup) Close() error {
@@ -61,6 +64,11 @@ type need struct {
 	dir     string // a folder that it works in
 	out     string // a folder it writes to; empty = none
 	tmp     string // where overlays lie; empty = a folder of their own
+	name    string // before the names of overlays there
+
+	// What it boots, if that is open already; somebody else closes it.
+	kernel  *kernel.Kernel
+	modules *kmod.Modules
 }
 
 // newSetup opens all that a guest needs.
@@ -71,12 +79,14 @@ func newSetup(c *Config, n need) (_ *setup, err error) {
 			s.Close()
 		}
 	}()
-	kernel, modules, err := c.open(c.Kernels[0])
-	if err != nil {
-		return nil, err
+	kernel, modules := n.kernel, n.modules
+	if kernel == nil {
+		if kernel, modules, err = c.open(c.Kernels[0]); err != nil {
+			return nil, err
+		}
+		s.close = append(s.close, kernel)
 	}
 	s.kernel = kernel
-	s.close = append(s.close, kernel)
 	s.guest = guest.Config{
 		Kernel: kernel, Modules: modules, LoadModules: c.LoadModules, Append: c.Append,
 		Memory: c.Memory, CPUs: c.CPUs, BootTimeout: c.BootTimeout, NoTree: c.Base == "",
@@ -89,25 +99,27 @@ func newSetup(c *Config, n need) (_ *setup, err error) {
 		}
 		tmp = s.tmp
 	}
-	if err := s.addDisks(c, tmp); err != nil {
+	if err := s.addDisks(c, tmp+"/"+n.name); err != nil {
 		return nil, err
 	}
 	return s, s.addFolders(c, n, modules)
 }
 
-func (s *setup) addDisks(c *Config, tmp string) error {
+// addDisks makes the disks' overlays, whose paths begin with at.
+func (s *setup) addDisks(c *Config, at string) error {
 	disks := c.Disks
 	if c.Base != "" {
 		disks = append([]Disk{{Image: c.Base}}, disks...)
 	}
 	var extra []string
 	for i, d := range disks {
-		b := &bootDisk{path: filepath.Join(tmp, imagefs.DiskName(i)+".cow"), image: d.Image}
+		b := &bootDisk{path: at + imagefs.DiskName(i) + ".cow", image: d.Image}
 		if i == 0 && c.Base != "" {
-			b.path = filepath.Join(tmp, "root.cow")
+			b.path = at + "root.cow"
 		} else {
 			extra = append(extra, "/dev/"+imagefs.DiskName(i))
 		}
+		b.first = b.path
 		var err error
 		if b.cow, err = createDisk(b.path, d.Image, d.Size); err != nil {
 			return err

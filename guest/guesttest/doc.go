@@ -11,6 +11,9 @@
 //     to, to look at the disks of, and to cut the power of. [HostMain] in
 //     TestMain brings the KVM for it.
 //
+// A Machine can be frozen, with its disks: from the Snapshot come any number of
+// twins (Fork), and it goes back to it itself (Rewind), in a fraction of a boot.
+//
 // # What the tests find
 //
 // Without a base image the guest's root file system is the host's own,

@@ -10,20 +10,24 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/internal/agent"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/reexec"
+	"github.com/moovm/moovm/vmm"
 )
 
 // Machine is a running guest of a host test. Its methods may be called from
 // any goroutine, but for Reset.
 type Machine struct {
-	t     TB
-	c     Config
-	s     *setup
+	t    TB
+	c    Config
+	s    *setup
+	need need
+	*family
 	guest *running
 	disks []*MachineDisk
 
@@ -33,17 +37,29 @@ type Machine struct {
 	watch *consoleWatch
 }
 
+// family is what a machine and all of its forks have in common: a folder, for
+// an image may stand on others in its own folder only, and names in it.
+type family struct {
+	tmp   string
+	forks atomic.Int64
+}
+
 // running is one boot of a Machine.
 type running struct {
 	g       *guest.Guest
+	ctx     context.Context
 	console *Console
-	client  *agent.Client
-	ends    []io.Closer
-	cancel  context.CancelFunc
-	started chan struct{}
-	ended   chan struct{} // what Wait returned is in result and err
-	result  guest.Result
-	err     error
+	port    vmm.Serial // the console's
+
+	toGuest, stdout  *io.PipeReader // the agent's stdin, what it says
+	stdin, fromGuest *io.PipeWriter // and where they come from
+
+	client *agent.Client
+	ends   []io.Closer
+	cancel context.CancelFunc
+	ended  chan struct{} // what Wait returned is in result and err
+	result guest.Result
+	err    error
 }
 
 // Start boots a guest and waits until it takes commands; t.Cleanup ends it.
@@ -78,18 +94,27 @@ func Start(t TB, c Config) *Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := newSetup(&c, need{program: self, dir: dir})
+	n := need{program: self, dir: dir}
+	s, err := newSetup(&c, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &Machine{t: t, c: c, s: s}
 	s.env(guestEnv + "=" + s.kernel.Release + "-")
+	m := newMachine(t, c, s, n)
+	m.family = &family{tmp: s.tmp}
+	m.boot()
+	return m
+}
+
+// newMachine is a Machine whose guest does not run yet. It ends with the test.
+func newMachine(t TB, c Config, s *setup, n need) *Machine {
+	m := &Machine{t: t, c: c, s: s, need: n}
 	for _, d := range s.disks {
 		m.disks = append(m.disks, &MachineDisk{m: m, d: d})
 	}
 	t.Cleanup(func() {
 		m.end()
-		if t.Failed() {
+		if t.Failed() && m.guest != nil {
 			t.Logf("the guest's console:\n%s", m.guest.console.Text())
 		}
 		if c.Artifacts != "" {
@@ -99,7 +124,6 @@ func Start(t TB, c Config) *Machine {
 			t.Error(err)
 		}
 	})
-	m.boot()
 	return m
 }
 
@@ -123,43 +147,25 @@ func (m *Machine) boot() {
 }
 
 func (m *Machine) bootOnce() error {
-	toGuest, stdin := io.Pipe() // the guest's stdin is read from the first
-	stdout, fromGuest := io.Pipe()
-	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{console: newConsole(m.c.Console), cancel: cancel, started: make(chan struct{}), ended: make(chan struct{}),
-		ends: []io.Closer{stdin, fromGuest, toGuest, stdout}}
-	m.guest = r
-	watch := &consoleWatch{test: func() string { return "" }, out: r.console}
-	m.mu.Lock()
-	m.watch = watch
-	m.mu.Unlock()
+	r := m.newRunning()
 	g := m.s.guest
 	env := g.Command.Env
 	g.Command = guestinit.AgentCommand(false)
 	g.Command.Env = append(append(g.Command.Env, env...), m.c.Env...)
 	g.Command.Dir = "/"
-	g.Stdin, g.Stdout, g.Stderr = toGuest, fromGuest, r.console
-	input := newInput()
-	r.console.in = input
-	r.ends = append(r.ends, input)
-	g.Console.In, g.Console.Out = input, watch
+	g.Stdin, g.Stdout, g.Stderr, g.Console = r.toGuest, r.fromGuest, r.console, r.port
+	started := make(chan struct{})
 	var once sync.Once
-	g.OnStart = func(string) { once.Do(func() { close(r.started) }) }
-	run, err := guest.Start(ctx, g)
+	g.OnStart = func(string) { once.Do(func() { close(started) }) }
+	run, err := guest.Start(r.ctx, g)
 	if err != nil {
 		close(r.ended)
 		return err
 	}
-	r.g = run
-	r.client = agent.NewClient(stdout, stdin)
-	go func() {
-		r.result, r.err = run.Wait()
-		r.console.end()
-		fromGuest.Close()
-		close(r.ended)
-	}()
+	r.run(run)
+	r.client = agent.NewClient(r.stdout, r.stdin)
 	select {
-	case <-r.started:
+	case <-started:
 		return nil
 	case <-r.ended:
 		if r.err == nil {
@@ -167,6 +173,34 @@ func (m *Machine) bootOnce() error {
 		}
 		return r.err
 	}
+}
+
+// newRunning makes what is around a guest, and makes it the machine's.
+func (m *Machine) newRunning() *running {
+	r := &running{console: newConsole(m.c.Console), ended: make(chan struct{})}
+	r.toGuest, r.stdin = io.Pipe() // the guest's stdin is read from the first
+	r.stdout, r.fromGuest = io.Pipe()
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	watch := &consoleWatch{test: func() string { return "" }, out: r.console}
+	input := newInput()
+	r.console.in = input
+	r.port = vmm.Serial{In: input, Out: watch}
+	r.ends = []io.Closer{r.stdin, r.fromGuest, r.toGuest, r.stdout, input}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.watch, m.guest = watch, r
+	return r
+}
+
+// run watches the guest until it has ended.
+func (r *running) run(g *guest.Guest) {
+	r.g = g
+	go func() {
+		r.result, r.err = g.Wait()
+		r.console.end()
+		r.fromGuest.Close()
+		close(r.ended)
+	}()
 }
 
 // end stops the guest and releases what one boot held.

@@ -1,6 +1,7 @@
 package guesttest
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -86,4 +87,18 @@ func (v *volatileCache) write(keep func() bool) error {
 	}
 	clear(v.pending)
 	return nil
+}
+
+// copy is what is not flushed now.
+func (v *volatileCache) copy() map[int64][]byte {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return maps.Clone(v.pending) // sectors are never written to, only replaced
+}
+
+// set makes pending what is not flushed.
+func (v *volatileCache) set(pending map[int64][]byte) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.pending = maps.Clone(pending)
 }

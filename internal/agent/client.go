@@ -14,8 +14,9 @@ var ErrGone = errors.New("the agent is gone")
 // A Client starts commands at an agent. Its methods may be called from any
 // goroutine.
 type Client struct {
-	w    *Writer
-	done chan struct{}
+	w       *Writer
+	done    chan struct{}
+	replies chan Frame // to Hold and Go
 
 	mu       sync.Mutex
 	sessions map[uint32]*Session
@@ -26,9 +27,13 @@ type Client struct {
 // NewClient returns a client of the agent that is read from r and written to
 // w. It works until r ends: the caller then knows by Done.
 func NewClient(r io.Reader, w io.Writer) *Client {
-	c := &Client{w: NewWriter(w), sessions: map[uint32]*Session{}, done: make(chan struct{})}
+	c := newClient(w)
 	go c.serve(r)
 	return c
+}
+
+func newClient(w io.Writer) *Client {
+	return &Client{w: NewWriter(w), sessions: map[uint32]*Session{}, done: make(chan struct{}), replies: make(chan Frame, 2)}
 }
 
 // Done is closed when the stream from the agent has ended.
@@ -41,6 +46,13 @@ func (c *Client) serve(r io.Reader) {
 		var f Frame
 		if f, err = ReadFrame(r); err != nil {
 			break
+		}
+		if f.Kind == KindHeld || f.Kind == KindGone {
+			select {
+			case c.replies <- f:
+			default: // nobody asked
+			}
+			continue
 		}
 		c.mu.Lock()
 		s := c.sessions[f.ID]

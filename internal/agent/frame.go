@@ -25,6 +25,12 @@ const (
 	KindExit // an Exit as JSON: the session's last frame
 	// Both ways: so many more bytes may be sent.
 	KindCredit
+
+	// A stream that stands still, so that its ends can be copied: see Hold.
+	KindHold // to the agent: nothing more comes until KindGo
+	KindHeld // from it: nor will anything from here
+	KindGo   // an Identity as JSON
+	KindGone // text: what failed; empty = nothing
 )
 
 // MaxPayload is the size of the largest payload, in bytes.
@@ -82,9 +88,13 @@ func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
 // Write writes one frame. It may be called from any goroutine.
 func (w *Writer) Write(f Frame) error {
-	b := AppendFrame(make([]byte, 0, headerSize+len(f.Payload)), f)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.writeLocked(f)
+}
+
+func (w *Writer) writeLocked(f Frame) error {
+	b := AppendFrame(make([]byte, 0, headerSize+len(f.Payload)), f)
 	_, err := w.w.Write(b)
 	return err
 }
@@ -112,7 +122,14 @@ type Exit struct {
 
 // Hooks are called by an agent before it starts a command, and after one has
 // ended, before its end is reported. They may be nil.
-type Hooks struct{ Before, After func() }
+//
+// Hold is called when the stream stands still, and Go before it goes on; what Go
+// returns the client gets.
+type Hooks struct {
+	Before, After func()
+	Hold          func()
+	Go            func(Identity) error
+}
 
 // budget is the credit of one direction.
 type budget struct {
@@ -120,6 +137,7 @@ type budget struct {
 	cond   sync.Cond
 	n      int
 	closed bool
+	drop   bool // what is sent goes nowhere
 }
 
 func newBudget() *budget {
@@ -155,6 +173,24 @@ func (b *budget) close() {
 	b.cond.Broadcast()
 }
 
+// take uses n bytes up; false says that they are not wanted.
+func (b *budget) take(n int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.drop {
+		b.n -= n
+	}
+	return !b.drop
+}
+
+// discard is credit without end, for what goes nowhere.
+func (b *budget) discard() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.n, b.drop = Window, true
+	b.cond.Broadcast()
+}
+
 // send sends what is read from r as frames of the kind, as credit allows,
 // until r ends or the budget is closed.
 func (b *budget) send(w *Writer, id uint32, kind Kind, r io.Reader) error {
@@ -165,8 +201,7 @@ func (b *budget) send(w *Writer, id uint32, kind Kind, r io.Reader) error {
 			return nil
 		}
 		n, err := r.Read(buf[:min(n, len(buf))])
-		if n > 0 {
-			b.add(-n)
+		if n > 0 && b.take(n) {
 			if err := w.Write(Frame{id, kind, buf[:n]}); err != nil {
 				return err
 			}

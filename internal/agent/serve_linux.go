@@ -31,6 +31,12 @@ func Serve(r io.Reader, w io.Writer, h Hooks) error {
 		} else if err != nil {
 			return err
 		}
+		if f.Kind == KindHold {
+			if err := a.hold(r); err != nil {
+				return err
+			}
+			continue
+		}
 		if f.Kind == KindStart {
 			if h.Before != nil {
 				h.Before()
@@ -45,6 +51,42 @@ func Serve(r io.Reader, w io.Writer, h Hooks) error {
 			p.handle(f)
 		}
 	}
+}
+
+// hold lets the stream stand still at this end until the client says go.
+func (a *server) hold(r io.Reader) error {
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	if a.hooks.Hold != nil {
+		a.hooks.Hold()
+	}
+	if err := a.w.writeLocked(Frame{Kind: KindHeld}); err != nil {
+		return err
+	}
+	f, err := ReadFrame(r)
+	var id Identity
+	if err == nil && f.Kind != KindGo {
+		err = fmt.Errorf("%w: %d in a stream that stands still", ErrFrame, f.Kind)
+	} else if err == nil {
+		err = json.Unmarshal(f.Payload, &id)
+	}
+	if err != nil {
+		return err
+	}
+	if id.Clone {
+		a.mu.Lock()
+		for _, p := range a.running {
+			p.disown()
+		}
+		a.mu.Unlock()
+	}
+	var failed string
+	if a.hooks.Go != nil {
+		if err := a.hooks.Go(id); err != nil {
+			failed = err.Error()
+		}
+	}
+	return a.w.writeLocked(Frame{Kind: KindGone, Payload: []byte(failed[:min(len(failed), MaxPayload)])})
 }
 
 type server struct {
@@ -251,6 +293,13 @@ func (p *process) handle(f Frame) {
 	case KindCredit:
 		p.out.add(creditOf(f))
 	}
+}
+
+// disown lets a process run on whose client is the one of another machine: its
+// input ends, and what it writes is thrown away.
+func (p *process) disown() {
+	p.stdin.close()
+	p.out.discard()
 }
 
 // kill ends the process with its group, and its output.

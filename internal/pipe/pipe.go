@@ -20,6 +20,7 @@ type Pipe struct {
 	buf    []byte
 	closed bool
 	free   bool // writers do not wait
+	hurry  int  // how often Hurry was called
 }
 
 // New returns an empty Pipe.
@@ -68,14 +69,14 @@ func (p *Pipe) ReadSoon(b []byte, d time.Duration) (int, error) {
 	p.mu.Lock()
 	empty := len(p.buf) == 0 && !p.closed
 	if empty {
-		late := false
+		late, hurry := false, p.hurry
 		t := time.AfterFunc(d, func() {
 			p.mu.Lock()
 			late = true
 			p.mu.Unlock()
 			p.change.Broadcast()
 		})
-		for len(p.buf) == 0 && !p.closed && !late {
+		for len(p.buf) == 0 && !p.closed && !late && p.hurry == hurry {
 			p.change.Wait()
 		}
 		t.Stop()
@@ -86,6 +87,14 @@ func (p *Pipe) ReadSoon(b []byte, d time.Duration) (int, error) {
 		return 0, nil
 	}
 	return p.Read(b)
+}
+
+// Hurry ends each ReadSoon that waits.
+func (p *Pipe) Hurry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hurry++
+	p.change.Broadcast()
 }
 
 // NoWait lets writers go beyond the limit: there will not be many more bytes.

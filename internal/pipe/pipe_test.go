@@ -3,8 +3,10 @@ package pipe
 import (
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -46,4 +48,27 @@ func TestPipe(t *testing.T) {
 	})
 	p.Close()
 	wg.Wait()
+}
+
+// A reader that waits a moment is told not to.
+func TestHurry(t *testing.T) {
+	p := New()
+	for range 20 {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if n, err := p.ReadSoon(make([]byte, 1), time.Hour); n != 0 || err != nil {
+				t.Error(n, err)
+			}
+		}()
+		for waits := true; waits; {
+			p.Hurry() // it may not wait yet
+			select {
+			case <-done:
+				waits = false
+			default:
+				runtime.Gosched()
+			}
+		}
+	}
 }
