@@ -45,6 +45,7 @@ var arrows = map[string][]string{
 	"internal/unpack":       {},
 	"internal/blkid":        {},
 	"internal/ext4":         {},
+	"oci":                   {"internal/ext4", "internal/unpack"},
 	"internal/pipe":         {},
 	"kernel":                {"internal/unpack", "internal/host"},
 	"kmod":                  {"kernel", "internal/unpack"},

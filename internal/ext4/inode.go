@@ -126,7 +126,7 @@ func (n *Inode) set(a Attr) error {
 // Errors: ErrName, ErrExists, ErrLinks.
 func (w *Writer) Link(dir *Inode, name string, n *Inode) error {
 	if l := len(name); l == 0 || l > 255 || name == "." || name == ".." || bytes.ContainsAny([]byte(name), "/\x00") {
-		return fmt.Errorf("%w: %d bytes; 1 to 255 are allowed, but for NUL, a slash, . and ..", ErrName, l)
+		return fmt.Errorf("%w: %d bytes; 1 to 255 are allowed, none of them NUL or a slash, and neither . nor .. alone", ErrName, l)
 	}
 	switch {
 	case dir.children[name] != nil:
@@ -333,3 +333,6 @@ func device(major, minor uint32) (b [60]byte) {
 	}
 	return b
 }
+
+// Links is the number of names of a file.
+func (n *Inode) Links() int { return n.links }
