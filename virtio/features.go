@@ -5,6 +5,7 @@ const (
 	IDNet   = 1
 	IDBlock = 2
 	ID9P    = 9
+	IDVsock = 19
 )
 
 // Feature bits that belong to the ring and the transport (section 6).

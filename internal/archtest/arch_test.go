@@ -32,6 +32,7 @@ var arrows = map[string][]string{
 	"virtioblk":             {"virtio"},
 	"virtiorng":             {"virtio"},
 	"virtionet":             {"virtio"},
+	"virtiovsock":           {"virtio", "internal/ratelog"},
 	"usernet":               {"virtionet", "internal/ratelog"},
 	"virtio9p":              {"virtio", "internal/ratelog"},
 	"virtio9p/virtio9ptest": {"virtio", "virtio/virtiotest", "virtio9p"},
