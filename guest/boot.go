@@ -17,6 +17,7 @@ import (
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/initramfs"
 	"github.com/moovm/moovm/internal/blkid"
 	"github.com/moovm/moovm/internal/pipe"
@@ -78,6 +79,9 @@ type Config struct {
 	// Kernel is what boots. It is not closed.
 	Kernel *kernel.Kernel
 	// Modules are the kernel's; nil means that everything needed is built in.
+	// The guest has them read-only at /lib/modules/RELEASE, unless its root file
+	// system has them there, and its kernel loads from there what is wanted:
+	// their folder is read as long as the guest runs.
 	Modules *kmod.Modules
 	// LoadModules are further modules to load, by name.
 	LoadModules []string
@@ -173,9 +177,12 @@ type Guest struct {
 	log     *slog.Logger
 	machine *vmm.Machine
 	devices devices
-	control *control.Host
-	console *consoleLog
-	start   time.Time
+	modules *sharefs.Share // nil: none are shared
+	// modulesDir is their folder.
+	modulesDir string
+	control    *control.Host
+	console    *consoleLog
+	start      time.Time
 
 	fromGuest, toGuest *pipe.Pipe    // the serial control line
 	share              *controlShare // the faster one; nil without a command
@@ -218,11 +225,15 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
+	modules := ""
+	if plan.init.ModulesShare != "" {
+		modules = cfg.Modules.Dir()
+	}
 	kernel := vmm.Kernel{Name: cfg.Kernel.Path, Image: cfg.Kernel, Size: cfg.Kernel.Size()}
 	foreign := cfg.Initrd != nil
 	// Megabytes that only the start needs are not kept.
 	cfg.Kernel, cfg.Modules, cfg.Initrd, cfg.Files = nil, nil, nil, nil
-	g, err := newGuest(cfg, foreign, plan.init.ControlShare)
+	g, err := newGuest(cfg, foreign, plan.init.ControlShare, modules)
 	if err != nil {
 		return nil, err
 	}
@@ -239,10 +250,11 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		Logger:    cfg.Logger,
 		Devices:   g.devices.all,
 	})
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = g.begin(ctx)
 	}
-	if err := g.begin(ctx); err != nil {
+	if err != nil {
+		g.closeModules()
 		return nil, err
 	}
 	return g, nil
@@ -263,8 +275,9 @@ func (c *Config) fillDisks() error {
 }
 
 // newGuest makes a guest without a machine yet, but with its devices and the
-// host's end of its control line.
-func newGuest(cfg Config, foreign bool, controlTag string) (*Guest, error) {
+// host's end of its control line. modules is the folder of the kernel's, to be
+// shared; empty means none.
+func newGuest(cfg Config, foreign bool, controlTag, modules string) (*Guest, error) {
 	g := &Guest{
 		cfg: cfg, log: cfg.Logger, foreign: foreign,
 		devices:   devices{log: cfg.Logger},
@@ -309,7 +322,27 @@ func newGuest(cfg Config, foreign bool, controlTag string) (*Guest, error) {
 			return nil, err
 		}
 	}
+	if modules == "" {
+		return g, nil
+	}
+	var err error
+	if g.modules, err = sharefs.New(modules, sharefs.Options{MaxFiles: sharefs.FilesEach(len(cfg.Shares) + 1)}); err != nil {
+		return nil, err
+	}
+	g.modulesDir = modules
+	if err := g.devices.addShare(control.ModulesTag, g.modules); err != nil {
+		g.closeModules()
+		return nil, err
+	}
 	return g, nil
+}
+
+// closeModules ends the sharing of the kernel's modules, when the machine is
+// closed or could not be made.
+func (g *Guest) closeModules() {
+	if g.modules != nil {
+		g.modules.Close()
+	}
 }
 
 func (g *Guest) consolePort() vmm.Serial { return vmm.Serial{In: g.cfg.Console.In, Out: g.console} }
@@ -526,6 +559,7 @@ func (g *Guest) Close() error {
 		g.stop()
 		<-g.done
 		err = g.machine.Close()
+		g.closeModules()
 	})
 	return err
 }
@@ -614,6 +648,10 @@ func initConfigFor(cfg *Config, params bootParams) control.InitConfig {
 
 		CorePattern: cfg.CorePattern,
 		Setup:       cfg.Setup,
+		Scratch:     cfg.Scratch,
+	}
+	if cfg.Modules != nil && cfg.Modules.Has("9p") && cfg.Modules.Has("9pnet_virtio") {
+		c.ModulesShare = control.ModulesTag
 	}
 	if cfg.Command != nil {
 		c.ControlShare = control.ShareTag
@@ -690,8 +728,11 @@ func modulesFor(cfg *Config, init control.InitConfig) ([]kmod.ModuleFile, error)
 	share := []string{"9pnet_virtio", "9p"}
 	if len(cfg.Shares) > 0 {
 		need = append(need, share...)
-	} else if !cfg.NoTree || init.ControlShare != "" {
+	} else if !cfg.NoTree || init.ControlShare != "" || init.ModulesShare != "" {
 		like = append(like, append([]string{transport}, share...)...)
+	}
+	if init.Command != nil && init.Scratch {
+		like = append(like, "configfs") // a file system that is there before anybody mounts it
 	}
 	if init.Command == nil {
 		like = append(like, "autofs4")         // systemd's automount units

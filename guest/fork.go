@@ -26,6 +26,7 @@ type shape struct {
 	Transport  vmm.Transport
 	Foreign    bool   // no init of ours
 	ControlTag string // of the faster control line; empty = none
+	Modules    string // the folder of the kernel's, which the guest has as a share; empty = it has none
 	NoTree     bool
 	Disks      []diskShape
 	Shares     []string // tags
@@ -58,6 +59,7 @@ type SnapshotOptions struct {
 func (g *Guest) Snapshot(ctx context.Context, o SnapshotOptions) (_ *Snapshot, err error) {
 	s := &Snapshot{shape: shape{
 		Memory: g.cfg.Memory, CPUs: g.cfg.CPUs, Transport: g.cfg.Transport, Foreign: g.foreign, NoTree: g.cfg.NoTree,
+		Modules: g.modulesDir,
 		Command: g.cfg.Command != nil,
 	}}
 	for i, d := range g.cfg.Disks {
@@ -131,7 +133,7 @@ func (s *Snapshot) Fork(ctx context.Context, c ForkConfig) (*Guest, error) {
 	for i := range cfg.Shares {
 		cfg.Shares[i].Tag = s.shape.Shares[i]
 	}
-	g, err := newGuest(cfg, s.shape.Foreign, s.shape.ControlTag)
+	g, err := newGuest(cfg, s.shape.Foreign, s.shape.ControlTag, s.shape.Modules)
 	if err != nil {
 		return nil, err
 	}
@@ -139,12 +141,16 @@ func (s *Snapshot) Fork(ctx context.Context, c ForkConfig) (*Guest, error) {
 		Devices: g.devices.all, Console: g.consolePort(), Control: g.controlPort(), KVM: cfg.KVM, Logger: cfg.Logger,
 	})
 	if err != nil {
+		g.closeModules()
 		return nil, err
 	}
-	if err := g.control.Continue(s.shape.Control); err != nil {
-		return nil, errors.Join(err, g.machine.Close())
+	if err = g.control.Continue(s.shape.Control); err != nil {
+		err = errors.Join(err, g.machine.Close())
+	} else {
+		err = g.begin(ctx)
 	}
-	if err := g.begin(ctx); err != nil {
+	if err != nil {
+		g.closeModules()
 		return nil, err
 	}
 	return g, nil

@@ -230,8 +230,8 @@ func (m *Modules) lines(name string, f func(line string)) (bool, error) {
 
 func (m *Modules) addDep(line string) {
 	file, rest, ok := strings.Cut(line, ":")
-	if !ok {
-		return
+	if !ok || !filepath.IsLocal(file) {
+		return // what lies elsewhere is not this kernel's
 	}
 	name := ModuleName(file)
 	m.files[name] = file

@@ -12,6 +12,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/internal/confine"
+	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -24,6 +25,10 @@ func (r *machineRequest) boot(ctx context.Context, g *globals, o *opened) error 
 		Kernel: o.kernel, Modules: o.modules, Initrd: o.initrd, Disks: o.disks, Shares: o.shares,
 		Append: r.append, Transport: r.transport, Memory: r.memory, CPUs: r.cpus, NoTree: r.noTree,
 		Version: version, Logger: log,
+	}
+	needs, err := r.needs(o.modules)
+	if err != nil {
+		return &statusError{guest.StatusCannotRun, err}
 	}
 	*o = opened{closers: o.closers} // what only the start needs is kept by nobody
 	console, err := r.openConsole()
@@ -48,9 +53,7 @@ func (r *machineRequest) boot(ctx context.Context, g *globals, o *opened) error 
 		}
 		defer asked.Close()
 	}
-	if c.BeforeStart, err = r.beforeStart(g, log, counters, asked); err != nil {
-		return &statusError{guest.StatusCannotRun, err}
-	}
+	c.BeforeStart = r.beforeStart(g, log, counters, asked, needs)
 	tty, err := r.connect(&c, g, end)
 	if err != nil {
 		return &statusError{guest.StatusCannotRun, err}
@@ -82,11 +85,7 @@ func (r *machineRequest) openConsole() (*os.File, error) {
 
 // beforeStart is what is done when all that the machine needs is open and
 // nothing of the guest has run.
-func (r *machineRequest) beforeStart(g *globals, log *slog.Logger, counters *metricsServer, asked *controlled) (func(*vmm.Machine) error, error) {
-	needs, err := r.needs()
-	if err != nil {
-		return nil, err
-	}
+func (r *machineRequest) beforeStart(g *globals, log *slog.Logger, counters *metricsServer, asked *controlled, needs confine.Needs) func(*vmm.Machine) error {
 	confined := r.confine && g.mayConfine
 	return func(machine *vmm.Machine) error {
 		giveMemoryBack()
@@ -101,7 +100,7 @@ func (r *machineRequest) beforeStart(g *globals, log *slog.Logger, counters *met
 			return nil
 		}
 		return confineSelf(log, needs)
-	}, nil
+	}
 }
 
 // connect gives the guest its streams: the command's, or the console's. If the
@@ -178,8 +177,15 @@ func ended(ctx context.Context, log *slog.Logger, result guest.Result, err error
 }
 
 // needs is what this process still has to open while the guest runs.
-func (r *machineRequest) needs() (confine.Needs, error) {
+func (r *machineRequest) needs(modules *kmod.Modules) (confine.Needs, error) {
 	var n confine.Needs
+	if modules != nil {
+		dir, err := absPath(modules.Dir())
+		if err != nil {
+			return n, err
+		}
+		n.Read = append(n.Read, dir)
+	}
 	for _, s := range r.shares {
 		dir, err := absPath(s.dir)
 		if err != nil {

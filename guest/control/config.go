@@ -97,6 +97,13 @@ type InitConfig struct {
 	// is used instead of Control from when the modules are loaded, if the
 	// kernel has 9P.
 	ControlShare string `json:"control_share,omitempty"`
+	// ModulesShare is the tag of a 9P share of the kernel's modules. It is mounted
+	// at /lib/modules/RELEASE, unless the root file system has them; what the
+	// kernel wants to load, the init loads from there if there is no modprobe.
+	ModulesShare string `json:"modules_share,omitempty"`
+	// Scratch says that the root file system is gone with the guest: files that
+	// programs expect, such as /etc/hosts, are added.
+	Scratch bool `json:"scratch,omitempty"`
 	// Setup are lines for /bin/sh to run, one after the other, before the
 	// command, with its folder and environment; what they write goes to stderr.
 	// One that fails is a failure of its own kind, and nothing else runs.

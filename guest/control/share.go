@@ -3,7 +3,10 @@ package control
 // ShareTag is the 9P tag of the control line's share.
 const ShareTag = "moovm.control"
 
-// The files of that share.
+// ModulesTag is the 9P tag of the kernel's modules.
+const ModulesTag = "moovm.modules"
+
+// The files of the control line's share.
 const (
 	ToHost   = "to-host"
 	FromHost = "from-host"

@@ -61,51 +61,6 @@ func (in *initProcess) runCommand(c control.Command) error {
 	return nil
 }
 
-// prepareUserspace gives the command what a booted system has. What the kernel
-// lacks is left out.
-func (in *initProcess) prepareUserspace() {
-	for _, m := range []control.Mount{
-		{Source: "devpts", Target: "/dev/pts", Type: "devpts", Options: "nosuid,noexec,mode=620,gid=5,ptmxmode=666", Optional: true},
-		{Source: "tmpfs", Target: "/dev/shm", Type: "tmpfs", Options: "nosuid,nodev,mode=1777", Optional: true},
-		{Source: "cgroup2", Target: "/sys/fs/cgroup", Type: "cgroup2", Options: "nosuid,nodev,noexec", Optional: true},
-	} {
-		_ = os.Mkdir(m.Target, 0o755)
-		_ = mountOne(m)
-	}
-	for name, target := range map[string]string{
-		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
-	} {
-		_ = os.Symlink(target, "/dev/"+name)
-	}
-	for name, value := range in.cfg.Settings {
-		_ = os.WriteFile(name, []byte(value), 0)
-	}
-	// As systemd has it; the kernel's own limit for what PID 1 starts is 4096.
-	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 512 << 10})
-	_ = os.Mkdir("/tmp", 0o777)
-	_ = os.Chmod("/tmp", 0o777|os.ModeSticky)
-	if unix.Access("/tmp", unix.W_OK) != nil { // read-only disk
-		_ = mountOne(control.Mount{Source: "tmpfs", Target: "/tmp", Type: "tmpfs", Options: "nosuid,nodev,mode=1777", Optional: true})
-	}
-	_ = os.MkdirAll("/root", 0o700)
-	loopbackUp()
-}
-
-// loopbackUp switches the lo interface on.
-func loopbackUp() {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(s)
-	req, err := unix.NewIfreq("lo")
-	if err != nil || unix.IoctlIfreq(s, unix.SIOCGIFFLAGS, req) != nil {
-		return
-	}
-	req.SetUint16(req.Uint16() | unix.IFF_UP)
-	_ = unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req)
-}
-
 // lookProgram finds a program as a shell does, in path unless its name has a
 // slash.
 func lookProgram(name, path, dir string) (string, error) {

@@ -9,14 +9,23 @@ import (
 
 // IsInit says whether this process is the init of a moovm guest: PID 1, with a
 // configuration at ConfigPath; or the agent that the init started from its own
-// file. Programs that boot guests with themselves as init call it first thing
+// file, or what the kernel starts from there to load a module. Programs that boot guests with themselves as init call it first thing
 // in main.
 func IsInit() bool {
 	if os.Getpid() != 1 {
-		return isAgent()
+		return isAgent() || isModprobe()
 	}
 	_, err := os.Stat(control.ConfigPath)
 	return err == nil
+}
+
+// modprobeName is what an init is called by when the kernel runs it as modprobe.
+const modprobeName = "/run/moovm-modprobe"
+
+// isModprobe says whether the kernel runs this process to load the module that
+// is its last argument.
+func isModprobe() bool {
+	return len(os.Args) == 4 && os.Args[0] == modprobeName && os.Args[1] == "-q" && os.Args[2] == "--"
 }
 
 // defaultPath is the PATH of a command in the guest.

@@ -23,8 +23,11 @@ import (
 //	start ─▶ modules ─▶ root disk ─▶ mounts ─┬▶ exec the disk's init
 //	                                         └▶ command ─▶ status ─▶ unmount ─▶ power off
 func Main() {
-	if isAgent() {
+	switch {
+	case isAgent():
 		agentMain()
+	case isModprobe():
+		modprobeMain(os.Args[3])
 	}
 	in := &initProcess{}
 	defer func() {
@@ -109,6 +112,7 @@ func (in *initProcess) steps() error {
 	if err := in.mounts(); err != nil {
 		return stage(control.FailMount, err)
 	}
+	in.modulesOnDemand()
 	in.addKernelConfig()
 	if cfg.Hostname != "" {
 		_ = unix.Sethostname([]byte(cfg.Hostname))
@@ -232,6 +236,7 @@ func (in *initProcess) enterRoot(root control.Root) error {
 			return err
 		}
 	}
+	keep := in.modprobeFile() // while /proc is still here
 	for _, m := range []string{"/dev", "/proc", "/sys"} {
 		to := sysroot + m
 		_ = os.Mkdir(to, 0o755) // there, or the disk is read-only
@@ -239,7 +244,7 @@ func (in *initProcess) enterRoot(root control.Root) error {
 			return fmt.Errorf("the root disk %s has no folder %s: %w", root.Device, m, err)
 		}
 	}
-	emptyInitramfs()
+	emptyInitramfs(keep)
 	if err := os.Chdir(sysroot); err != nil {
 		return err
 	}
@@ -364,9 +369,10 @@ func diskFilesystems() []string {
 	return out
 }
 
-// emptyInitramfs removes all files of the initramfs, but not what is mounted
-// over it. The running program stays in memory until it ends.
-func emptyInitramfs() {
+// emptyInitramfs removes all files of the initramfs but the one to be kept, and
+// not what is mounted over it. The running program stays in memory until it
+// ends.
+func emptyInitramfs(keep string) {
 	var root unix.Stat_t
 	if unix.Lstat("/", &root) != nil {
 		return
@@ -385,7 +391,7 @@ func emptyInitramfs() {
 			}
 			return nil
 		}
-		if !d.IsDir() {
+		if !d.IsDir() && p != keep {
 			_ = unix.Unlink(p)
 		}
 		return nil

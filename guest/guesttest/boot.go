@@ -162,7 +162,7 @@ func (s *setup) addFolders(c *Config, n need, modules *kmod.Modules) error {
 	}
 	const cached = "cache=loose" // nothing but the guest itself changes what it sees
 	var shared []string
-	most := len(c.Shares) + 3 // the host, modules, what comes back
+	most := len(c.Shares) + 3 // the host, the kernel's modules, what comes back
 	if !host {
 		most += 2 // the module of the package, the program
 	}
@@ -199,14 +199,7 @@ func (s *setup) addFolders(c *Config, n need, modules *kmod.Modules) error {
 		g.NoRoot = true
 	}
 	if modules != nil {
-		at := "/lib/modules/" + s.kernel.Release
-		if dir := modules.Dir(); dir != at && visible(dir) {
-			g.Mounts = append(g.Mounts, control.Mount{Source: dir, Target: at, Type: "none", Options: "bind,ro", Optional: true})
-		} else if !visible(dir) {
-			if err := share(dir, at, sharefs.Options{}, guest.Share{Tag: "modules", ReadOnly: true, Options: cached}); err != nil {
-				return err
-			}
-		}
+		s.read = append(s.read, modules.Dir())
 	}
 	// The module that the package belongs to, for ../testdata.
 	dirs := []string{}

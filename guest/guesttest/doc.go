@@ -23,8 +23,8 @@
 // Config.Base the root is an overlay of its own on that disk image, and the
 // module that the package belongs to appears under its own name. With
 // RootInitramfs there is nothing but that. In all three, the working folder is
-// the package's, /lib/modules has the kernel's modules, and the environment is
-// the host's.
+// the package's, /lib/modules has the kernel's modules, the environment is the
+// host's, and the rest is as systemd leaves it: mounts, nodes, names, limits.
 //
 // Standard streams, signals and the exit status pass through. The files that a
 // test binary is told to write (-test.coverprofile and the other profiles,

@@ -53,7 +53,7 @@ var arrows = map[string][]string{
 	"guest":                 {"vmm", "virtio", "virtioblk", "virtio9p", "cowdisk", "guest/control", "initramfs", "guest/imagefs", "guest/sharefs", "internal/blkid", "internal/pipe", "internal/ratelog", "kernel", "kmod"},
 	"guest/imagefs":         {"cowdisk"},
 	"guest/control":         {},
-	"guest/guestinit":       {"guest/control", "internal/agent", "internal/blkid", "internal/pipe"},
+	"guest/guestinit":       {"guest/control", "internal/agent", "internal/blkid", "internal/pipe", "kmod"},
 	"initramfs":             {"guest/control", "kmod"},
 	"guest/sharefs":         {},
 	"guest/guesttest":       {"guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},

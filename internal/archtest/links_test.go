@@ -20,10 +20,10 @@ var unlinked = map[string][]string{
 	// Flags of package testing, and all it drags along, are not the program's.
 	"cmd/moovm": {"testing"},
 	// An init has no use for the host's side: the machine, its devices, the
-	// servers of shares, the disks, the loaders of kernels.
+	// servers of shares, the disks.
 	"guest/guestinit": {
 		module + "vmm", module + "virtio", module + "virtio9p", module + "virtio9p/fence", module + "cowdisk",
-		registryClient, module + "guest", module + "kernel", module + "kmod", "github.com/hugelgupf/p9/p9",
+		registryClient, module + "guest", "github.com/hugelgupf/p9/p9",
 	},
 	// A TCP/IP stack is for who wants it: the program, and tests of guests; a client of registries for the program alone.
 	"virtionet":       {netstack, registryClient},
