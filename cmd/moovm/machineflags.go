@@ -36,7 +36,7 @@ type machineFlags struct {
 
 func (m *machineFlags) register(f *pflag.FlagSet) {
 	m.memory = guest.DefaultMemory
-	f.StringVar(&m.kernel, "kernel", "", "kernel `FILE`: vmlinuz (bzImage) or ELF vmlinux (default: $MOOVM_KERNEL, or the cached one)")
+	f.StringVar(&m.kernel, "kernel", "", "kernel "+kernelHelp+" (default: $MOOVM_KERNEL, or the cached one)")
 	f.StringVar(&m.modules, "modules", "", "the kernel's modules `DIR` (default: beside the kernel, or /lib/modules)")
 	f.StringVar(&m.initrd, "initrd", "", "initrd `FILE` instead of moovm's own init")
 	f.StringVar(&m.append, "append", "", "added to the kernel's command line: `\"ARG…\"`")

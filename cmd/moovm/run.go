@@ -70,6 +70,10 @@ func (r *machineRequest) run(ctx context.Context, g *globals) error {
 	// Everything that can be wrong is looked at first, on this side of the
 	// sandbox. The disks stay locked while the sandbox works on them.
 	r.images.log = g.logger()
+	var err error
+	if r.kernel, err = g.kernelFile(ctx, r.kernel); err != nil {
+		return r.cannot(ctx, err)
+	}
 	o, err := r.open()
 	if err != nil {
 		return &statusError{guest.StatusCannotRun, err}
@@ -77,15 +81,20 @@ func (r *machineRequest) run(ctx context.Context, g *globals) error {
 	defer o.Close()
 	boxed, err := r.choosePlace(ctx, g)
 	switch {
-	case ctx.Err() != nil:
-		cause := context.Cause(ctx)
-		return &statusError{endStatus(cause), cause}
-	case err != nil:
-		return &statusError{guest.StatusCannotRun, err}
+	case ctx.Err() != nil, err != nil:
+		return r.cannot(ctx, err)
 	case boxed:
 		return r.runBoxed(ctx, g)
 	}
 	return r.boot(ctx, g, o)
+}
+
+// cannot is the error of a machine that never ran: what ended ctx, or else err.
+func (r *machineRequest) cannot(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return &statusError{endStatus(cause), cause}
+	}
+	return &statusError{guest.StatusCannotRun, err}
 }
 
 // choosePlace decides whether the sandbox is needed, and says so if that is not

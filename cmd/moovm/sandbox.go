@@ -44,6 +44,10 @@ ones are COMMAND's, whose exit status is this program's.`,
 				}
 				c.Kernel = k
 			}
+			var err error
+			if c.Kernel, err = g.kernelFile(cmd.Context(), c.Kernel); err != nil {
+				return err
+			}
 			for i, dir := range c.Writable {
 				abs, err := absPath(dir)
 				if err != nil {
@@ -70,7 +74,7 @@ ones are COMMAND's, whose exit status is this program's.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&c.Kernel, "kernel", "", "kernel of the emulated host `FILE` (default: $MOOVM_KERNEL, or the cached one)")
+	f.StringVar(&c.Kernel, "kernel", "", "kernel of the emulated host "+kernelHelp+" (default: $MOOVM_KERNEL, or the cached one)")
 	f.StringVar(&c.Modules, "modules", "", "its modules `DIR` (default: beside the kernel)")
 	f.Var(&memory, "memory", "memory of the emulated host")
 	f.IntVar(&c.CPUs, "cpus", sandbox.DefaultCPUs, "processors of the emulated host")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/guesttest"
 )
 
@@ -72,13 +73,20 @@ oops or a lockup, is 1.`,
 			if err := c.Check(); err != nil {
 				return usageError(fmt.Errorf("moovm test: %w", err))
 			}
+			for i, k := range c.Kernels {
+				file, err := g.kernelFile(cmd.Context(), k)
+				if err != nil {
+					return exitWith(guest.StatusCannotRun, err)
+				}
+				c.Kernels[i] = file
+			}
 			// Not the command's context: a signal is the test binary's.
 			status, err := guesttest.Run(context.Background(), c, args[0], args[1:])
 			return exitWith(status, err)
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&c.Kernels, "kernel", nil, "kernel `FILE` (repeatable: the tests run in each; default: the list $MOOVM_KERNEL, or the cached one)")
+	f.StringArrayVar(&c.Kernels, "kernel", nil, "kernel "+kernelHelp+" (repeatable: the tests run in each; default: the list $MOOVM_KERNEL, or the cached one)")
 	f.StringVar(&c.Modules, "modules", "", "the kernel's modules `DIR` (default: beside the kernel, or /lib/modules)")
 	f.StringArrayVar(&c.LoadModules, "load", nil, "kernel `MODULE` to load first (repeatable)")
 	f.StringArrayVar(&c.Setup, "setup", nil, "run `SHELL` in the guest before the tests: mounts, settings (repeatable)")
