@@ -22,5 +22,5 @@ fi
 
 scripts/fetch-kernel.sh
 scripts/build-base.sh
-scripts/build-fio.sh
+scripts/build-tools.sh
 scripts/build-bootdisk.sh

@@ -19,7 +19,7 @@ import (
 )
 
 // virtioScript runs in the guest. vda is the root, vdb an overlay whose base
-// is full of sevens, vdc a disk that grows, vdd has fio and its libraries.
+// is full of sevens, vdc a disk that grows, vdd has fio.
 const virtioScript = `
 set -e
 step() { echo "$* after $(cut -d" " -f1 /proc/uptime) s" >&2; }
@@ -92,10 +92,7 @@ func (w *watch) String() string {
 // realDrivers boots stock Debian with four processors and works its disks hard.
 func realDrivers(t *testing.T, transport vmm.Transport, megabytes, loops int) {
 	needKVM(t)
-	tools := os.Getenv("MOOVM_FIO")
-	if tools == "" {
-		t.Skip("needs MOOVM_FIO, the image that scripts/build-fio.sh makes; `make test-e2e` sets it")
-	}
+	tools := needTools(t)
 	dir := folder(t)
 	open := func(name, base string) *cowdisk.Disk {
 		img := filepath.Join(dir, name)
