@@ -16,7 +16,7 @@ type CreateOptions struct {
 	// Backing is the backing file, raw or COW; a relative path starts at the image's folder. "" = none, the disk reads as zeros.
 	Backing string
 	// BackingFormat says what Backing is, which the image remembers. FormatUnknown looks at its first bytes, and refuses (ErrFormat) what
-	// begins like a COW image that has a backing file itself: see "Raw or COW" in the package's documentation.
+	// begins like a COW image: see "Raw or COW" in the package's documentation.
 	BackingFormat Format
 	// BackingRoots and AllowStaleBacking are used to open Backing, as Options has them: what cannot be opened is found before anything is made.
 	BackingRoots      []string

@@ -58,12 +58,12 @@
 // # Raw or COW
 //
 // A guest may write anything into its raw disk, also the header of a COW image that names another file of the host. So a file's own bytes
-// never decide that it is an image with a backing file. An overlay records whether its backing file is raw or COW when it is made: eight
+// never decide that it is an image. An overlay records whether its backing file is raw or COW when it is made: eight
 // bytes behind the NUL of the path, moovmRAW or moovmCOW, where UML and QEMU do not look. When another program writes its own path over
 // ours, the mark is not behind the new NUL any more, and is void.
 //
 // A file that the caller names without a format ([Options].Format, [CreateOptions].BackingFormat, [ToolOptions].OtherFormat) is looked at;
-// one that begins like an image with a backing file is refused (ErrFormat), and so are containers and archives (ErrForeign). The backing
+// one that begins like an image is refused (ErrFormat), with or without a backing file, and so are containers and archives (ErrForeign). The backing
 // file of an image without a mark, made by another program or an older version of this one, is raw; where it begins like an image it is
 // refused until RebaseHeader has recorded what it is, because it may be either. [Open], and the tools that work on an image alone, always
 // take the file they are given for an image: do not give them a guest's raw disk. The mark in a file's own header says nothing about that

@@ -114,9 +114,9 @@ func foreignError(path, what, convert string) error {
 	return &Error{Path: path, Kind: ErrForeign, Detail: "it is " + what, Remedy: "make a raw disk of it (" + convert + "); if a guest wrote these bytes into a raw disk, say format=raw"}
 }
 
-// chainError refuses the backing file that a header names in a file that may be raw.
-func chainError(path, backing string) error {
-	return &Error{Path: path, Kind: ErrFormat, Detail: fmt.Sprintf("it begins like a COW image on %q, which a guest may have written into a raw disk to read that file", backing), Remedy: "say format=cow if it is an image, format=raw if it is a disk"}
+// unnamedError refuses a file that the user named without a format and that looks like an image: it may be raw.
+func unnamedError(path string) error {
+	return &Error{Path: path, Kind: ErrFormat, Detail: "it begins like a COW image, which a guest may have written into a raw disk", Remedy: "say format=cow if it is an image, format=raw if it is a disk"}
 }
 
 // unmarkedError refuses a base that looks like an image below a header that does not say whether it is one.

@@ -92,20 +92,54 @@ func TestForgedHeader(t *testing.T) {
 	}
 }
 
-// A header that names no other file gives nothing away.
+// A header that names no other file is not believed either: a guest would choose its disk's size by it, and hide what is on it.
 func TestForgedStandalone(t *testing.T) {
 	dir := t.TempDir()
-	img := filepath.Join(dir, "alone")
+	img, raw := filepath.Join(dir, "alone"), filepath.Join(dir, "raw.img")
 	mustCreate(t, img, CreateOptions{Size: 65536, Variant: UMLV3})
-	if d, err := OpenAny(img, Options{}); err != nil || d.Info().Format != "cow" {
-		t.Fatal(err)
-	} else {
+	writeFile(t, raw, make([]byte, 65536))
+	unnamed := ToolOptions{Options: Options{Format: FormatRaw}}
+	_, open := OpenAny(img, Options{})
+	_, first := Compare(t.Context(), img, raw, ToolOptions{OtherFormat: FormatRaw})
+	_, second := Compare(t.Context(), raw, img, unnamed)
+	over := filepath.Join(dir, "over.cow")
+	for what, err := range map[string]error{
+		"open": open, "compare": first, "compare with": second,
+		"create":  Create(over, CreateOptions{Backing: "alone"}),
+		"flatten": Flatten(t.Context(), img, filepath.Join(dir, "flat"), VariantUnknown, ToolOptions{}),
+		"rebase":  openBackingOf(t, img, raw),
+	} {
+		if !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for f, size := range map[Format]int64{FormatCOW: 65536, FormatRaw: fileSize(t, img)} {
+		mustCreate(t, over+f.String(), CreateOptions{Backing: "alone", BackingFormat: f})
+		if h := headerOf(t, over+f.String()); h.BackingFormat != f {
+			t.Errorf("recorded %v", h.BackingFormat)
+		}
+		d, err := OpenAny(img, Options{Format: f, ReadOnly: true})
+		if err != nil || d.Size() != roundUp(size, sectorSize) || d.Info().Format != f.String() {
+			t.Errorf("%v: %v", f, err)
+		}
 		d.Close()
 	}
-	mustCreate(t, filepath.Join(dir, "over"), CreateOptions{Backing: "alone"})
-	if h := headerOf(t, filepath.Join(dir, "over")); h.BackingFormat != FormatCOW {
-		t.Errorf("recorded %v", h.BackingFormat)
+}
+
+// openBackingOf gives an image a backing file that the caller says no format of.
+func openBackingOf(t *testing.T, backing, raw string) error {
+	over := filepath.Join(t.TempDir(), "o.cow")
+	mustCreate(t, over, CreateOptions{Backing: raw, BackingFormat: FormatRaw})
+	return RebaseHeader(over, backing, ToolOptions{})
+}
+
+func fileSize(t *testing.T, path string) int64 {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return st.Size()
 }
 
 // An image that says nothing about its base, as other programs make them: the base is raw, and if it looks like an image it is not opened.

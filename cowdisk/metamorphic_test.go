@@ -212,7 +212,12 @@ func TestMetamorphic(t *testing.T) {
 						err = RebaseHeader(img, "zero", ToolOptions{Options: o})
 					}
 				} else if err == nil {
-					c, e := Compare(t.Context(), img, "/d/out", whole)
+					other := whole
+					other.OtherFormat = FormatRaw
+					if v != VariantUnknown {
+						other.OtherFormat = FormatCOW
+					}
+					c, e := Compare(t.Context(), img, "/d/out", other)
 					if e != nil || !c.Equal {
 						t.Fatalf("compare: %+v %v", c, e)
 					}

@@ -25,7 +25,7 @@ type Options struct {
 	// reads as zeros, as it does with ReadOnly and NoLock.
 	AllowDamage bool
 	// Format of the image, for OpenAny and the tools that take raw disks too. FormatUnknown is looked up in the file's first bytes, which
-	// a guest may have written: what begins like a COW image on a backing file is then refused (ErrFormat).
+	// a guest may have written: what begins like a COW image is then refused (ErrFormat).
 	Format Format
 	// Backing is used in place of the path in the image's header. It is trusted: BackingRoots do not restrict it.
 	Backing string
@@ -85,8 +85,8 @@ func OpenRaw(path string, o Options) (*Disk, error) {
 	return openDisk(path, o, FormatRaw)
 }
 
-// OpenAny opens what Options.Format says; without it, a file that begins like a COW image as one if it has no backing file, and any other
-// as a raw disk. Errors also: ErrFormat, ErrForeign.
+// OpenAny opens what Options.Format says; without it, as a raw disk, what begins like neither a COW image nor anything else that is known.
+// Errors also: ErrFormat, ErrForeign.
 func OpenAny(path string, o Options) (*Disk, error) {
 	return openDisk(path, o, o.Format)
 }
@@ -155,8 +155,8 @@ func (op *opener) open(path string, format Format) error {
 	return op.add(path, real, f, format, true)
 }
 
-// add makes f, which it owns from here on, the next layer, and goes on to its backing file. A file of unknown format is looked at. If the
-// user named it, it may be an image, but one that names no other file; if a header did, it may be no image at all.
+// add makes f, which it owns from here on, the next layer, and goes on to its backing file. A file of unknown format is raw unless
+// it begins like something else, which is refused; named: with what the user can say about it.
 func (op *opener) add(path, real string, f File, format Format, named bool) error {
 	n := len(op.layers)
 	l := &layer{path: path, real: real, file: f, named: named}
@@ -189,12 +189,14 @@ func (op *opener) makeLayer(l *layer, format Format, named bool) error {
 		return err
 	}
 	l.id, l.seen = st.ID, st
-	probed := format == FormatUnknown
-	if probed {
+	if format == FormatUnknown {
 		if format, err = detect(f, path, st.Size); err != nil {
 			return err
 		}
-		if format == FormatCOW && !named {
+		switch {
+		case format == FormatCOW && named:
+			return unnamedError(path)
+		case format == FormatCOW:
 			return unmarkedError(op.layers[len(op.layers)-2].path, path)
 		}
 	}
@@ -208,9 +210,6 @@ func (op *opener) makeLayer(l *layer, format Format, named bool) error {
 	h, b, err := op.probe(l, st.Size)
 	if err != nil {
 		return err
-	}
-	if probed && !standalone(h.Backing) {
-		return chainError(path, h.Backing)
 	}
 	if layouts[h.Variant].readOnly && len(op.layers) == 1 && !op.o.ReadOnly {
 		return &Error{Path: path, Field: "layout", Kind: ErrVariant, Detail: h.Variant.String() + " is read-only", Remedy: "open it read-only, or flatten it to a v2 or v3 image"}

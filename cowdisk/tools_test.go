@@ -152,15 +152,19 @@ func TestFlattenCompare(t *testing.T) {
 		if err := Flatten(t.Context(), img, out, v, ToolOptions{Options: Options{Format: FormatCOW}}); !errors.Is(err, ErrExists) {
 			t.Errorf("%v", err)
 		}
-		b, err := readAll(out, Options{})
+		format := FormatCOW
+		if v == VariantUnknown {
+			format = FormatRaw
+		}
+		b, err := readAll(out, Options{Format: format})
 		if err != nil {
 			t.Fatal(err)
 		}
 		wantSame(t, name, b, want)
-		if c, err := Compare(t.Context(), img, out, ToolOptions{Options: Options{Format: FormatCOW}}); err != nil || !c.Equal || c.SizeA != 3<<20 {
+		if c, err := Compare(t.Context(), img, out, ToolOptions{Options: Options{Format: FormatCOW}, OtherFormat: format}); err != nil || !c.Equal || c.SizeA != 3<<20 {
 			t.Errorf("%+v %v", c, err)
 		}
-		d, err := OpenAny(out, Options{})
+		d, err := OpenAny(out, Options{Format: format})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,7 +178,7 @@ func TestFlattenCompare(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.Close()
-		if c, err := Compare(t.Context(), img, out, ToolOptions{Options: Options{Format: FormatCOW}}); err != nil || c.Equal || c.Offset != 700001 {
+		if c, err := Compare(t.Context(), img, out, ToolOptions{Options: Options{Format: FormatCOW}, OtherFormat: format}); err != nil || c.Equal || c.Offset != 700001 {
 			t.Errorf("%+v %v", c, err)
 		}
 	}

@@ -27,8 +27,8 @@ A relative BASE starts at IMAGE's folder, as it will when the image is used.
 
 The image remembers whether BASE is raw or COW. A name that ends in .cow is COW;
 otherwise ,format=raw or ,format=cow says it. Without either, BASE's first bytes
-are looked at, which a guest may have written: what begins like a COW image that
-has a backing file itself is refused.
+are looked at, which a guest may have written: what begins like a COW image is
+refused.
 
 Where the data begins in the file depends on the layout. In v3 it is at a multiple
 of 4096, the page size. In v2 it is at a multiple of 512, of 4096 only for sizes

@@ -46,8 +46,7 @@ again: the overlay's contents are the same at every moment.`,
 // formatHelp explains how disks of either kind are named.
 const formatHelp = `A name that ends in .cow is a COW image; otherwise ,format=raw or ,format=cow
 behind the name says what the file is. Without either its first bytes are looked
-at, which a guest may have written: what begins like a COW image that has a
-backing file is refused.`
+at, which a guest may have written: what begins like a COW image is refused.`
 
 // registerInUse adds the flag that reads an image without a lock.
 func registerInUse(f *pflag.FlagSet, inUse *bool) {

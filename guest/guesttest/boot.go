@@ -121,7 +121,7 @@ func (s *setup) addDisks(c *Config, at string) error {
 		}
 		b.first = b.path
 		var err error
-		if b.cow, err = createDisk(b.path, d.Image, d.Size); err != nil {
+		if b.cow, err = createDisk(b.path, d); err != nil {
 			return err
 		}
 		s.close = append(s.close, b.cow)

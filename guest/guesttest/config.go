@@ -53,8 +53,9 @@ type Config struct {
 	Setup []string
 	// Append is added to the kernel command line.
 	Append string
-	// Base is a disk image (COW or raw). The guest's root, /dev/vda, is an
-	// overlay of its own on it.
+	// Base is a disk image (COW or raw; ,format=raw or ,format=cow behind the
+	// name says which). The guest's root, /dev/vda, is an overlay of its own on
+	// it.
 	Base string
 	// Root is the root file system without a Base: RootHost (if empty) or
 	// RootInitramfs.
@@ -164,6 +165,14 @@ func absPath(path string) (string, error) {
 	return wd + "/" + path, err
 }
 
+// absImage is where the disk's image is, and what the user says it is.
+func absImage(d Disk) (path string, f cowdisk.Format, err error) {
+	if path, f, err = d.image(); err == nil {
+		path, err = cowdisk.HostFS{}.Resolve(path)
+	}
+	return path, f, err
+}
+
 // absolute makes paths independent of the working folder.
 func (c *Config) absolute() error {
 	var err error
@@ -178,8 +187,8 @@ func (c *Config) absolute() error {
 	}
 	disks := append([]Disk{}, c.Disks...)
 	for i := range disks {
-		if p := &disks[i].Image; *p != "" && err == nil {
-			*p, err = cowdisk.HostFS{}.Resolve(*p)
+		if d := &disks[i]; d.Image != "" && err == nil {
+			d.Image, d.Format, err = absImage(*d)
 		}
 	}
 	shares := append([]Share{}, c.Shares...)
@@ -189,7 +198,10 @@ func (c *Config) absolute() error {
 	c.Kernels, c.Disks, c.Shares = kernels, disks, shares
 	abs(&c.Modules)
 	if c.Base != "" && err == nil {
-		c.Base, err = cowdisk.HostFS{}.Resolve(c.Base)
+		var f cowdisk.Format
+		if c.Base, f, err = absImage(Disk{Image: c.Base}); f != cowdisk.FormatUnknown {
+			c.Base += ",format=" + f.String()
+		}
 	}
 	abs(&c.Artifacts)
 	return err

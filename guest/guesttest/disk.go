@@ -18,6 +18,10 @@ type Disk struct {
 	Size int64
 	// Image is a disk image instead; the guest writes into an overlay on it.
 	Image string
+	// Format says what Image is. FormatUnknown takes a name that ends in .cow
+	// or ,format=cow for a COW image, one that ends in ,format=raw for a raw
+	// disk, and looks at others: "Raw or COW" in package cowdisk.
+	Format cowdisk.Format
 	// ReadOnly makes the guest see a read-only disk.
 	ReadOnly bool
 	// Serial is the identity the guest reads, at most 20 bytes.
@@ -39,7 +43,18 @@ type Fault struct {
 	Offset, Length int64
 }
 
+// image is the image's file and what it is.
+func (d *Disk) image() (path string, f cowdisk.Format, err error) {
+	if d.Format != cowdisk.FormatUnknown {
+		return d.Image, d.Format, nil
+	}
+	return cowdisk.SplitFormat(d.Image)
+}
+
 func (d *Disk) check() error {
+	if _, _, err := d.image(); err != nil {
+		return err
+	}
 	switch {
 	case d.Size <= 0 && d.Image == "":
 		return errors.New("a disk needs a size, such as size=1G, or an image")
@@ -63,11 +78,13 @@ func (d *Disk) check() error {
 }
 
 // ParseDisk reads size=1G[,ro][,serial=NAME][,slow=5ms][,fault=[OP:]EIO@OFFSET[+LENGTH]]…
-// or FILE[,…]; parseSize reads sizes such as 512, 64K, 1G.
+// or FILE[,format=raw|cow][,…]; parseSize reads sizes such as 512, 64K, 1G. A
+// comma in the file's name is written twice.
 func ParseDisk(s string, parseSize func(string) (int64, error)) (Disk, error) {
 	var d Disk
 	bad := func(err error) (Disk, error) { return d, fmt.Errorf("--disk %s: %w", s, err) }
-	for i, w := range strings.Split(s, ",") {
+	for i, w := range strings.Split(strings.ReplaceAll(s, ",,", "\x00"), ",") {
+		w = strings.ReplaceAll(w, "\x00", ",")
 		key, value, has := strings.Cut(w, "=")
 		var err error
 		switch {
@@ -77,6 +94,8 @@ func ParseDisk(s string, parseSize func(string) (int64, error)) (Disk, error) {
 			d.ReadOnly = true
 		case w == "volatile":
 			d.VolatileCache = true
+		case key == "format" && has:
+			d.Format, err = cowdisk.ParseFormat(value)
 		case key == "serial" && has:
 			d.Serial = value
 		case key == "slow" && has:
@@ -88,7 +107,7 @@ func ParseDisk(s string, parseSize func(string) (int64, error)) (Disk, error) {
 		case i == 0 && w != "" && (!has || strings.Contains(key, "/")):
 			d.Image = w
 		default:
-			err = fmt.Errorf("there is no option %q; use size=SIZE or a file, ro, serial=NAME, slow=TIME, volatile, fault=[OP:]EIO@OFFSET[+LENGTH]", w)
+			err = fmt.Errorf("there is no option %q; use size=SIZE or a file, ro, format=raw, format=cow, serial=NAME, slow=TIME, volatile, fault=[OP:]EIO@OFFSET[+LENGTH]", w)
 		}
 		if err != nil {
 			return bad(err)
@@ -150,15 +169,15 @@ func (d *Disk) faulty(b virtioblk.Backend) virtioblk.Backend {
 	}}
 }
 
-// create makes the disk's file, an overlay on base if that is not empty, and
-// opens it.
-func createDisk(path, base string, size int64) (*cowdisk.Disk, error) {
-	base, format, err := cowdisk.SplitFormat(base)
+// createDisk makes the disk's file at path, an overlay on its image if it has
+// one, and opens it.
+func createDisk(path string, d Disk) (*cowdisk.Disk, error) {
+	base, format, err := d.image()
 	if err != nil {
 		return nil, err
 	}
 	roots := host.BackingRoots() // for what the base lies on
-	if err := cowdisk.Create(path, cowdisk.CreateOptions{Size: size, Backing: base, BackingFormat: format, BackingRoots: roots}); err != nil {
+	if err := cowdisk.Create(path, cowdisk.CreateOptions{Size: d.Size, Backing: base, BackingFormat: format, BackingRoots: roots}); err != nil {
 		return nil, err
 	}
 	return cowdisk.Open(path, cowdisk.Options{Backing: base, BackingRoots: roots})

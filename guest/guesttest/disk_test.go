@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/virtioblk"
 )
 
@@ -30,6 +31,8 @@ func TestParseDisk(t *testing.T) {
 		"size=1G":                    {Size: 1 << 30},
 		"size=1M,ro,serial=x":        {Size: 1 << 20, ReadOnly: true, Serial: "x"},
 		"data.img,slow=5ms,volatile": {Image: "data.img", Slow: 5 * time.Millisecond, VolatileCache: true},
+		"data.img,format=raw":        {Image: "data.img", Format: cowdisk.FormatRaw},
+		"./a=b,,c,ro,format=cow":     {Image: "./a=b,c", Format: cowdisk.FormatCOW, ReadOnly: true},
 		"size=4K,fault=EIO@1M+4K,fault=write:EIO,fault=flush:EIO@8K": {Size: 4096,
 			Faults: []Fault{{"", 1 << 20, 4096}, {"write", 0, 0}, {"flush", 8192, 0}}},
 	} {
@@ -37,7 +40,7 @@ func TestParseDisk(t *testing.T) {
 			t.Errorf("%s: %+v, %v", in, got, err)
 		}
 	}
-	for _, in := range []string{"", "ro", "size=", "size=100", "size=-1K", "size=1M,colour=red", "a.img,size=1M", "size=1M,fault=EPERM",
+	for _, in := range []string{"", "ro", "size=", "size=100", "size=-1K", "size=1M,colour=red", "a.img,size=1M", "a.img,format=qcow2", "size=1M,fault=EPERM",
 		"size=1M,fault=EIO@x", "size=1M,fault=burn:EIO", "size=1M,slow=-1s", "size=1M,serial=" + strings.Repeat("x", 21)} {
 		if d, err := ParseDisk(in, parseSize); err == nil || !strings.Contains(err.Error(), "--disk "+in) {
 			t.Errorf("%s: %+v, %v", in, d, err)

@@ -38,10 +38,14 @@ func (d *MachineDisk) Flatten(ctx context.Context, out string) error {
 	return cowdisk.Flatten(ctx, d.d.path, out, cowdisk.VariantUnknown, o)
 }
 
-// Compare compares the disk with another image, COW or raw.
+// Compare compares the disk with another image, COW or raw; a name that ends in
+// ,format=raw or ,format=cow says which.
 func (d *MachineDisk) Compare(ctx context.Context, other string) (cowdisk.Comparison, error) {
 	o, err := d.tool()
 	if err != nil {
+		return cowdisk.Comparison{}, err
+	}
+	if other, o.OtherFormat, err = cowdisk.SplitFormat(other); err != nil {
 		return cowdisk.Comparison{}, err
 	}
 	return cowdisk.Compare(ctx, d.d.path, other, o)

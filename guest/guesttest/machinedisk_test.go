@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/moovm/moovm/cowdisk"
@@ -83,5 +84,60 @@ func TestTrustedFolders(t *testing.T) {
 	}
 	if c, err := (&MachineDisk{d: s.disks[0]}).Compare(t.Context(), base); err != nil || !c.Equal {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// What a guest wrote into a raw disk is not taken for an image, and said to be raw it is one: by the flag, the field, and for the base.
+func TestDiskFormat(t *testing.T) {
+	dir := t.TempDir()
+	img, link := filepath.Join(dir, "guest,1.img"), filepath.Join(dir, "link")
+	if err := cowdisk.Create(img, cowdisk.CreateOptions{Size: 1 << 20}); err != nil { // as a guest may write it
+		t.Fatal(err)
+	}
+	if err := os.Symlink(img, link); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flag := func(s string) *Config {
+		d, err := ParseDisk(s, parseSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &Config{Disks: []Disk{d}}
+	}
+	doubled := strings.ReplaceAll(img, ",", ",,")
+	for name, c := range map[string]struct {
+		cfg  *Config
+		size int64 // 0 = refused
+	}{
+		"unnamed":      {flag(doubled), 0},
+		"unnamed base": {&Config{Base: img}, 0},
+		"raw":          {flag(doubled + ",format=raw"), st.Size()},
+		"raw, ro":      {flag(doubled + ",ro,format=raw"), st.Size()},
+		"cow":          {flag(doubled + ",format=cow"), 1 << 20},
+		"link":         {flag(link + ",format=raw"), st.Size()},
+		"field":        {&Config{Disks: []Disk{{Image: img, Format: cowdisk.FormatRaw}}}, st.Size()},
+		"raw base":     {&Config{Base: img + ",format=raw"}, st.Size()},
+		"linked base":  {&Config{Base: link + ",format=raw"}, st.Size()},
+		"cow base":     {&Config{Base: img + ",format=cow"}, 1 << 20},
+	} {
+		if err := c.cfg.absolute(); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		s := &setup{tmp: t.TempDir()}
+		err := s.addDisks(c.cfg, s.tmp)
+		switch {
+		case c.size == 0 && !errors.Is(err, cowdisk.ErrFormat):
+			t.Errorf("%s: %v", name, err)
+		case c.size != 0 && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case c.size != 0 && s.disks[0].cow.Size() != (c.size+511)&^511:
+			t.Errorf("%s: a disk of %d bytes, want %d", name, s.disks[0].cow.Size(), c.size)
+		}
+		s.Close()
 	}
 }

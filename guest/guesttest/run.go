@@ -142,8 +142,12 @@ func newRunner(cfg Config, binary string, args []string) (*runner, error) {
 			return nil, fmt.Errorf("share: %s is no folder", s.Dir)
 		}
 	}
-	for _, image := range append([]string{cfg.Base}, images(cfg.Disks)...) {
-		if _, err := os.Stat(image); image != "" && err != nil {
+	for _, d := range append([]Disk{{Image: cfg.Base}}, cfg.Disks...) {
+		image, _, err := d.image()
+		if err == nil && image != "" {
+			_, err = os.Stat(image)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("disk image: %w", err)
 		}
 	}
@@ -152,13 +156,6 @@ func newRunner(cfg Config, binary string, args []string) (*runner, error) {
 	}
 	r.job.Config.setCPUs(r.place.Sandbox || host.InSandbox())
 	return r, err
-}
-
-func images(disks []Disk) (out []string) {
-	for _, d := range disks {
-		out = append(out, d.Image)
-	}
-	return out
 }
 
 // reason is why the sandbox is used.
