@@ -330,7 +330,7 @@ func Example() {
 	}
 	var stream bytes.Buffer // or ssh, or a file
 	ctx := context.Background()
-	fmt.Println(delta.Export(ctx, &stream, here, delta.ExportOptions{}))
+	fmt.Println(delta.Export(ctx, &stream, here, delta.ExportOptions{Options: cowdisk.Options{Format: cowdisk.FormatCOW}}))
 	fmt.Println(delta.Import(ctx, &stream, there, delta.ImportOptions{}))
 	// Output:
 	// <nil>

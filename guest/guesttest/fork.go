@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/agent"
 )
@@ -100,7 +101,7 @@ func (d *bootDisk) nextPath() string {
 // rewind makes the disk what it was when f was frozen.
 func (d *bootDisk) rewind(f frozenDisk) error {
 	next := d.nextPath()
-	cow, err := createDisk(next, f.path+",format=cow", 0)
+	cow, err := createDisk(next, Disk{Image: f.path, Format: cowdisk.FormatCOW})
 	if err != nil {
 		return err
 	}
