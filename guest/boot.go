@@ -24,6 +24,7 @@ import (
 	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
+	"github.com/moovm/moovm/virtiovsock"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -107,6 +108,11 @@ type Config struct {
 	CPUs   int   // 0 means 1
 	Disks  []Disk
 	Shares []Share
+	// Networks are the guest's network interfaces: eth0 and on, unless its own
+	// system names them otherwise. Their links are not closed.
+	Networks []Network
+	// Vsock is the guest's socket device. It is not closed.
+	Vsock *virtiovsock.Device
 	// Root is the root file system instead of the first disk: a share, say.
 	Root *control.Root
 	// NoRoot stays in the initramfs although there are disks.
@@ -314,6 +320,14 @@ func newGuest(cfg Config, foreign bool, controlTag, modules string) (*Guest, err
 		if err := g.devices.addShare(s.Tag, s.Attacher); err != nil {
 			return nil, err
 		}
+	}
+	for i, n := range cfg.Networks {
+		if err := g.devices.addNetwork(i, n, max(cfg.CPUs, 1)); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Vsock != nil {
+		g.devices.all = append(g.devices.all, cfg.Vsock)
 	}
 	if controlTag != "" {
 		g.share = newControlShare()
@@ -655,6 +669,9 @@ func initConfigFor(cfg *Config, params bootParams) control.InitConfig {
 	}
 	if cfg.Command != nil {
 		c.ControlShare = control.ShareTag
+		for _, n := range cfg.Networks { // the disk's init has a network service of its own
+			c.Networks = append(c.Networks, control.Network{MAC: n.MAC.String(), Address: n.Address, Gateway: n.Gateway, DNS: n.DNS})
+		}
 	}
 	switch {
 	case cfg.NoRoot:
@@ -709,8 +726,14 @@ func modulesFor(cfg *Config, init control.InitConfig) ([]kmod.ModuleFile, error)
 	if cfg.Transport == vmm.TransportMMIO {
 		transport = "virtio_mmio"
 	}
-	if len(cfg.Disks) > 0 || len(cfg.Shares) > 0 {
+	if len(cfg.Disks) > 0 || len(cfg.Shares) > 0 || len(cfg.Networks) > 0 || cfg.Vsock != nil {
 		need = append(need, transport)
+	}
+	if len(cfg.Networks) > 0 {
+		need = append(need, "virtio_net")
+	}
+	if cfg.Vsock != nil {
+		need = append(need, "vmw_vsock_virtio_transport")
 	}
 	if len(cfg.Disks) > 0 {
 		need = append(need, "virtio_blk")

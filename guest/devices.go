@@ -10,6 +10,7 @@ import (
 	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio9p"
 	"github.com/moovm/moovm/virtioblk"
+	"github.com/moovm/moovm/virtionet"
 )
 
 // devices are the virtio devices of a guest's machine: disks first, in their
@@ -39,6 +40,16 @@ func (v *devices) addShare(tag string, a p9.Attacher) error {
 	dev, err := virtio9p.New(virtio9p.Config{Tag: tag, Attacher: a, Logger: v.log.With("share", tag)})
 	if err != nil {
 		return fmt.Errorf("share %q: %w", tag, err)
+	}
+	v.all = append(v.all, dev)
+	return nil
+}
+
+// addNetwork adds interface i with its queues.
+func (v *devices) addNetwork(i int, n Network, pairs int) error {
+	dev, err := virtionet.New(virtionet.Config{Link: n.Link, MAC: n.MAC, MTU: n.MTU, Pairs: min(pairs, 8)})
+	if err != nil {
+		return fmt.Errorf("network %d: %w", i, err)
 	}
 	v.all = append(v.all, dev)
 	return nil

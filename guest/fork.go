@@ -57,6 +57,9 @@ type SnapshotOptions struct {
 // know that a copy has neither the end that comes later nor the beginning that
 // came before: let the two ends agree on a moment, as agent.Client.Hold does.
 func (g *Guest) Snapshot(ctx context.Context, o SnapshotOptions) (_ *Snapshot, err error) {
+	if len(g.cfg.Networks) > 0 || g.cfg.Vsock != nil {
+		return nil, errors.New("a guest with a network or socket device cannot be forked; start it without")
+	}
 	s := &Snapshot{shape: shape{
 		Memory: g.cfg.Memory, CPUs: g.cfg.CPUs, Transport: g.cfg.Transport, Foreign: g.foreign, NoTree: g.cfg.NoTree,
 		Modules: g.modulesDir,

@@ -46,6 +46,22 @@ func (r *machineRequest) boot(ctx context.Context, g *globals, o *opened) error 
 		}
 		defer counters.Close()
 	}
+	if r.net != nil {
+		n, end, err := r.openNetwork(log)
+		if err != nil {
+			return &statusError{guest.StatusCannotRun, err}
+		}
+		defer end.Close()
+		c.Networks = []guest.Network{n}
+	}
+	if r.vsock.cid != 0 {
+		s, err := r.openVsock(log)
+		if err != nil {
+			return &statusError{guest.StatusCannotRun, err}
+		}
+		defer s.Close()
+		c.Vsock = s.dev
+	}
 	var asked *controlled
 	if r.control.socket != "" {
 		if asked, err = r.listenControl(c.Disks); err != nil {
@@ -206,6 +222,13 @@ func (r *machineRequest) needs(modules *kmod.Modules) (confine.Needs, error) {
 	}
 	if r.control.socket != "" {
 		dir, err := absPath(filepath.Dir(r.control.socket))
+		if err != nil {
+			return n, err
+		}
+		n.Remove, n.Sockets = append(n.Remove, dir), true
+	}
+	if r.vsock.cid != 0 {
+		dir, err := absPath(filepath.Dir(r.vsock.path))
 		if err != nil {
 			return n, err
 		}

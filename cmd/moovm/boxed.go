@@ -31,6 +31,9 @@ func (r *machineRequest) runBoxed(ctx context.Context, g *globals) error {
 	if r.metrics != "" {
 		return cannot(errors.New("--metrics: the socket would be in the sandbox, where nobody can reach it; leave it out, or use --accel kvm"))
 	}
+	if r.net != nil || r.vsock.cid != 0 {
+		return cannot(errors.New("--net and --vsock: the sandbox has no way to this machine's network and sockets; leave them out, or use --accel kvm"))
+	}
 	if r.control.socket != "" {
 		return cannot(errors.New("--control: the socket would be in the sandbox, where nobody can reach it; leave it out, or use --accel kvm"))
 	}

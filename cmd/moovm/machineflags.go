@@ -29,6 +29,7 @@ type machineFlags struct {
 	virtio                          string
 	metrics                         string
 	control                         string
+	net, vsock                      string
 	noConfine                       bool
 	tty                             bool
 	images                          imageFlags
@@ -51,6 +52,8 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.accel, "accel", host.AccelAuto, "auto, kvm or sandbox: where the machine runs")
 	f.StringVar(&m.virtio, "virtio", "pci", "pci or mmio: how disks and shares are attached to the machine")
 	f.StringVar(&m.metrics, "metrics", "", "`unix:PATH` of a socket to make, where Prometheus can read the machine's counters by HTTP")
+	f.StringVar(&m.net, "net", "none", "none, or `user[,forward=[ADDRESS:]PORT:GUESTPORT][,allow=public|CIDR[:PORT]|NAME[:PORT]][,host]|tap=NAME`: a network interface (moovm help run)")
+	f.StringVar(&m.vsock, "vsock", "", "`CID,unix:PATH`: a socket device. A program that connects to PATH and says CONNECT PORT reaches the guest; the guest's connections to port N go to PATH_N")
 	f.StringVar(&m.control, "control", "", "`unix:PATH[,dir=DIR]` of a socket to make, where `moovm ctl` and others can ask the machine; disk snapshots are made below DIR; a comma in a path is written twice")
 	f.BoolVar(&m.noConfine, "no-confine", false, noConfineHelp)
 	f.BoolVarP(&m.tty, "tty", "t", false, "give COMMAND a terminal, which is this one: for shells, editors and passwords")
@@ -81,6 +84,8 @@ type machineRequest struct {
 	accel   string
 	metrics string // the socket's path, or empty
 	control controlFlag
+	net     *netFlag // nil = none
+	vsock   vsockFlag
 	confine bool
 }
 
@@ -120,6 +125,12 @@ func (m *machineFlags) request(command []string) (*machineRequest, error) {
 		}
 	}
 	var err error
+	if r.net, err = parseNet(m.net); err != nil {
+		return nil, err
+	}
+	if r.vsock, err = parseVsock(m.vsock); err != nil {
+		return nil, err
+	}
 	if r.control, err = parseControl(m.control); err != nil {
 		return nil, err
 	}

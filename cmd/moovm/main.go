@@ -22,7 +22,7 @@ import (
 var version = "dev"
 
 func main() {
-	guesttest.Hook(relayedRole()) // this program is also the guests' init
+	guesttest.Hook(relayedRole(), networkRole(), vsockRole()) // this program is also the guests' init
 	os.Exit(program(os.Args[1:], false))
 }
 

@@ -32,6 +32,15 @@ machine can open no file, but those of its shares, start no program and make no
 connection. --no-confine leaves that out. In the sandbox the same happens to
 the process that runs the machine; QEMU around it is not confined.
 
+--net user is a network without rights on this machine: 10.0.2.15 in the guest,
+with DHCP and DNS, TCP and UDP (no IPv6), ping of the router 10.0.2.2. It
+reaches public addresses; with an allow= only what those name. Never reached:
+this machine's loopback (host opens it, as host.moovm.internal), multicast;
+private, link-local and cloud metadata addresses and this machine's own only
+when named. forward= leads from a port here to one there. A COMMAND finds the
+interface configured; a disk's own system does that itself. The network runs
+in a process of its own; the one that runs the guest has no socket.
+
 The disk's metadata is in the guest at /run/moovm. Where this machine's KVM is
 missing or cannot run a kernel, the same happens in the sandbox (moovm help
 sandbox), which is slower; --accel chooses.
@@ -41,6 +50,8 @@ early, 126 kernel panic, 130 interrupted; 0 after a power-off.`,
 		Example: `  moovm run --kernel vmlinuz --disk root.cow
   moovm run --kernel vmlinuz --base base.img -- sh -c 'uname -a; exit 7'
   moovm run --kernel vmlinuz --base base.img --disk data.cow -t -- bash
+  moovm run --kernel vmlinuz --base base.img --net user,forward=8080:80 -- ./server
+  moovm run --kernel vmlinuz --base base.img --net user,allow=deb.debian.org:80 -- apt-get update
   moovm run --kernel vmlinuz --disk root.cow --metrics unix:root.metrics
   moovm run --kernel vmlinuz --disk root.cow --disk data.img,format=raw,ro --memory 2G --timeout 5m -- make check`,
 		RunE: func(cmd *cobra.Command, args []string) error {

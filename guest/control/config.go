@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"time"
 )
 
@@ -49,6 +50,14 @@ func (r Root) Wait() time.Duration {
 		return 10 * time.Second
 	}
 	return time.Duration(r.WaitSeconds) * time.Second
+}
+
+// Network is how the init configures an interface.
+type Network struct {
+	MAC     string       `json:"mac"`
+	Address netip.Prefix `json:"address,omitzero"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+	DNS     netip.Addr   `json:"dns,omitzero"`
 }
 
 // Command is one program to run in the guest.
@@ -117,6 +126,9 @@ type InitConfig struct {
 	// Settings are files of /proc and /sys, and what is written into them before
 	// the command runs. What the kernel lacks is left out.
 	Settings map[string]string `json:"settings,omitempty"`
+	// Networks are configured before the command runs, in /etc/resolv.conf too,
+	// without a change to the root file system.
+	Networks []Network `json:"networks,omitempty"`
 	// Hostname is set before anything runs; empty = leave it.
 	Hostname string `json:"hostname,omitempty"`
 }

@@ -117,6 +117,7 @@ func (in *initProcess) steps() error {
 	if cfg.Hostname != "" {
 		_ = unix.Sethostname([]byte(cfg.Hostname))
 	}
+	in.networks()
 	if cfg.Command == nil {
 		return stage(control.FailInit, in.handOver())
 	}

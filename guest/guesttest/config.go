@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
@@ -96,6 +97,10 @@ type Config struct {
 	NoConfine bool
 	// Quiet leaves out the note that the sandbox is used.
 	Quiet bool
+	// Networks makes the guest's network interfaces, anew for each boot, which
+	// closes their links at its end; only with Start, and not for guests that are
+	// forked. The kernel's modules must have virtio_net. See Machine.Dial.
+	Networks func() ([]guest.Network, error) `json:"-"`
 	// Console takes what the guest says on its console, as it comes; only with
 	// Start.
 	Console func(p []byte) `json:"-"`

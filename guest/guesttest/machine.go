@@ -55,6 +55,7 @@ type running struct {
 	stdin, fromGuest *io.PipeWriter // and where they come from
 
 	client *agent.Client
+	dialer dialer // nil = none
 	ends   []io.Closer
 	cancel context.CancelFunc
 	ended  chan struct{} // what Wait returned is in result and err
@@ -154,6 +155,11 @@ func (m *Machine) bootOnce() error {
 	g.Command.Env = append(append(g.Command.Env, env...), m.c.Env...)
 	g.Command.Dir = "/"
 	g.Stdin, g.Stdout, g.Stderr, g.Console = r.toGuest, r.fromGuest, r.console, r.port
+	var err error
+	if g.Networks, err = m.openNetworks(r); err != nil {
+		close(r.ended)
+		return err
+	}
 	started := make(chan struct{})
 	var once sync.Once
 	g.OnStart = func(string) { once.Do(func() { close(started) }) }

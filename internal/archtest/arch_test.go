@@ -51,7 +51,7 @@ var arrows = map[string][]string{
 	"kernel":                {"internal/unpack", "internal/host"},
 	"kernel/debian":         {},
 	"kmod":                  {"kernel", "internal/unpack"},
-	"guest":                 {"vmm", "virtio", "virtioblk", "virtio9p", "cowdisk", "guest/control", "initramfs", "guest/imagefs", "guest/sharefs", "internal/blkid", "internal/pipe", "internal/ratelog", "kernel", "kmod"},
+	"guest":                 {"virtionet", "virtiovsock", "vmm", "virtio", "virtioblk", "virtio9p", "cowdisk", "guest/control", "initramfs", "guest/imagefs", "guest/sharefs", "internal/blkid", "internal/pipe", "internal/ratelog", "kernel", "kmod"},
 	"guest/imagefs":         {"cowdisk"},
 	"guest/control":         {},
 	"guest/guestinit":       {"guest/control", "internal/agent", "internal/blkid", "internal/pipe", "kmod"},
@@ -65,7 +65,7 @@ var arrows = map[string][]string{
 	"internal/unixsock":     {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"kernel/debian", "ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
+	"cmd/moovm": {"usernet", "virtionet", "virtiovsock", "kernel/debian", "ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
 	// Examples show the public rooms, to whoever embeds them.
 	"examples": {"cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/control", "guest/guestinit", "initramfs", "guest/guesttest", "guest/imagefs", "kernel", "kmod", "vmm"},
 }

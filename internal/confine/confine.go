@@ -17,6 +17,9 @@ type Needs struct {
 	// Sockets says that connections are taken on sockets that listen already,
 	// and messages with descriptors exchanged over them.
 	Sockets bool
+	// Internet says that TCP and UDP sockets are made, connected to anything and
+	// used. There are no other kinds.
+	Internet bool
 }
 
 // Result says what holds now.

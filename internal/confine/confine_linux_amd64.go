@@ -97,7 +97,11 @@ func restrictFiles(n Needs) (int, error) {
 	}
 	// V5 and not later: scoped signals (V6) would stop the threads from
 	// signalling each other on kernels before 6.15.
-	if err := landlock.V5.BestEffort().Restrict(rules...); err != nil {
+	restrict := landlock.V5.BestEffort().Restrict
+	if n.Internet {
+		restrict = landlock.V5.BestEffort().RestrictPaths // TCP stays
+	}
+	if err := restrict(rules...); err != nil {
 		return 0, fmt.Errorf("confine: Landlock: %w", err)
 	}
 	return version, nil
@@ -125,6 +129,10 @@ func allowed(n Needs) seccomp.Policy {
 		"sched_yield", "sched_getaffinity", "gettid", "getpid", "exit", "exit_group", "restart_syscall",
 		"nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres", "gettimeofday",
 		"getrandom", "getuid", "geteuid", "getgid", "getegid", "uname",
+	}
+	if n.Internet {
+		names = append(names, "socket", "connect", "bind", "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
+			"recvfrom", "recvmsg", "sendto", "sendmsg")
 	}
 	if n.Sockets {
 		names = append(names, "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
@@ -182,6 +190,10 @@ func refusals() []seccomp.Policy {
 		// Signals to threads of this process only.
 		refuse("tgkill", when(0, seccomp.NotEqual, uint64(unix.Getpid()))),
 		refuse("ioctl", otherRequests()...),
+		// Sockets of the Internet, no others.
+		refuse("socket", seccomp.ArgumentConditions{
+			{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_INET}, {Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_INET6},
+		}),
 		// F_SETOWN, F_SETSIG and their kind signal other processes, and so does
 		// O_ASYNC, which F_SETFL sets.
 		refuse("fcntl", otherCommands(), seccomp.ArgumentConditions{

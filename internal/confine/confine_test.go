@@ -32,6 +32,10 @@ func TestMain(m *testing.M) {
 		child(dir)
 		return
 	}
+	if argument := os.Getenv("CONFINE_INTERNET"); argument != "" {
+		internetChild(argument)
+		return
+	}
 	os.Exit(m.Run())
 }
 
