@@ -4,7 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 
 CGO_ENABLED=0 ${GO:-go} test -c -o bin/e2e.test ./internal/e2e
-for example in gokvm backend; do CGO_ENABLED=0 ${GO:-go} build -o bin/example-$example ./examples/$example; done
+for example in gokvm backend net; do CGO_ENABLED=0 ${GO:-go} build -o bin/example-$example ./examples/$example; done
 export MOOVM_TOOLS=$CACHE/tools.img
 export MOOVM_BIN=$PWD/bin/moovm MOOVM_BASE=$CACHE/base-bookworm.tar MOOVM_KERNEL
 # As a sparse archive the image reaches the sandbox without its holes.

@@ -67,6 +67,15 @@ func TestExampleGokvm(t *testing.T) {
 	}
 }
 
+// A program asks the web server in its guest, without a port of this machine's.
+func TestExampleNet(t *testing.T) {
+	needKVM(t)
+	out := example(t, folder(t), "net")
+	if !strings.Contains(out, " in a guest answers 10.0.2.2:") {
+		t.Errorf("the guest answered %q", out)
+	}
+}
+
 // A disk of fifty lines is read by a guest.
 func TestExampleBackend(t *testing.T) {
 	needKVM(t)
