@@ -26,7 +26,8 @@ type shape struct {
 	Transport  vmm.Transport
 	Foreign    bool   // no init of ours
 	ControlTag string // of the faster control line; empty = none
-	Modules    string // the folder of the kernel's, which the guest has as a share; empty = it has none
+	HasModules bool   // its kernel's modules are a share
+	Modules    string `json:"-"` // their folder; a file may not say what of the host a guest gets
 	NoTree     bool
 	Disks      []diskShape
 	Shares     []string // tags
@@ -60,9 +61,12 @@ func (g *Guest) Snapshot(ctx context.Context, o SnapshotOptions) (_ *Snapshot, e
 	if len(g.cfg.Networks) > 0 || g.cfg.Vsock != nil {
 		return nil, errors.New("a guest with a network or socket device cannot be forked; start it without")
 	}
+	if len(g.cfg.Networks) > 0 || g.cfg.Vsock != nil {
+		return nil, errors.New("a guest with a network or a socket device cannot be frozen yet; leave them out")
+	}
 	s := &Snapshot{shape: shape{
 		Memory: g.cfg.Memory, CPUs: g.cfg.CPUs, Transport: g.cfg.Transport, Foreign: g.foreign, NoTree: g.cfg.NoTree,
-		Modules: g.modulesDir,
+		Modules: g.modulesDir, HasModules: g.modulesDir != "",
 		Command: g.cfg.Command != nil,
 	}}
 	for i, d := range g.cfg.Disks {
@@ -95,6 +99,9 @@ type ForkConfig struct {
 	// kinds. Of a disk only what it contains is asked, of a share its Attacher.
 	Disks  []Disk
 	Shares []Share
+	// Modules is the folder of the kernel's modules, for a snapshot that was
+	// opened from files; another one knows it.
+	Modules string
 	// Stdin, Stdout, Stderr, Console, BeforeStart, Version, RevealPaths, KVM and
 	// Logger are those of Config.
 	Stdin          io.Reader
@@ -136,7 +143,16 @@ func (s *Snapshot) Fork(ctx context.Context, c ForkConfig) (*Guest, error) {
 	for i := range cfg.Shares {
 		cfg.Shares[i].Tag = s.shape.Shares[i]
 	}
-	g, err := newGuest(cfg, s.shape.Foreign, s.shape.ControlTag, s.shape.Modules)
+	modules := s.shape.Modules
+	if c.Modules != "" {
+		modules = c.Modules
+	}
+	if !s.shape.HasModules {
+		modules = ""
+	} else if modules == "" {
+		return nil, fmt.Errorf("%w: its guest has its kernel's modules as a share, and their folder was not given", vmm.ErrSnapshotDevices)
+	}
+	g, err := newGuest(cfg, s.shape.Foreign || !s.shape.Control.State.Hello, s.shape.ControlTag, modules)
 	if err != nil {
 		return nil, err
 	}

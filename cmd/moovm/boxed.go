@@ -25,8 +25,9 @@ func relayedRole() reexec.Role {
 	return reexec.Role{Name: "relayed", Main: func(string) int { return program(os.Args[1:], true) }}
 }
 
-// runBoxed runs this same command line on an emulated host.
-func (r *machineRequest) runBoxed(ctx context.Context, g *globals) error {
+// runBoxed runs this same command line on an emulated host, which may write to
+// the files and folders named.
+func (r *machineRequest) runBoxed(ctx context.Context, g *globals, writable []string) error {
 	cannot := func(err error) error { return &statusError{guest.StatusCannotRun, err} }
 	if r.metrics != "" {
 		return cannot(errors.New("--metrics: the socket would be in the sandbox, where nobody can reach it; leave it out, or use --accel kvm"))
@@ -50,8 +51,11 @@ func (r *machineRequest) runBoxed(ctx context.Context, g *globals) error {
 	if c.Kernel, err = host.SandboxKernel(r.kernel); err != nil {
 		return cannot(err)
 	}
-	if c.Writable, err = r.writable(); err != nil {
-		return cannot(err)
+	for _, path := range writable {
+		if path, err = absPath(path); err != nil {
+			return cannot(err)
+		}
+		c.Writable = append(c.Writable, path)
 	}
 	box := box{
 		args: append([]string{program}, g.args...), env: []string{relayedRole().Env("")},

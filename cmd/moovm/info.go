@@ -3,11 +3,14 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
+	"strings"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/guest"
 )
 
 func newInfoCommand() *cobra.Command {
@@ -17,16 +20,21 @@ func newInfoCommand() *cobra.Command {
 		chain  bool
 	)
 	cmd := &cobra.Command{
-		Use:   "info [--chain] [--json] IMAGE",
-		Short: "Show an image's header, sizes, allocation and backing chain",
+		Use:   "info [--chain] [--json] IMAGE|DIR",
+		Short: "Show an image's header, sizes, allocation and backing chain, or a snapshot",
 		Long: `Shows what the header says, and what is known of the backing files. What keeps
 the image from being used (its base is missing, stale, outside the allowed
 folders, unreadable, truncated; a loop; too many layers) is told on a warning:
-line, and in JSON in problem, with kind and path. The exit status is 0.`,
+line, and in JSON in problem, with kind and path. The exit status is 0.
+
+Of a folder that moovm snapshot made it shows what is in it, and what it needs.`,
 		Example: `  moovm info root.cow
   moovm info --chain --json root.cow | jq '.[].filename'`,
 		Args: wantArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if st, err := os.Stat(args[0]); err == nil && st.IsDir() {
+				return snapshotInfo(cmd.OutOrStdout(), args[0], asJSON)
+			}
 			d, trouble, err := images.inspect(args[0])
 			if err != nil {
 				return err
@@ -101,4 +109,43 @@ func printInfo(w io.Writer, i cowdisk.Info) {
 		}
 		line("bitmap at", "%d, data at %d%s", s.BitmapOffset, s.DataOffset, hint)
 	}
+}
+
+// snapshotInfo shows what the folder of a snapshot says of itself.
+func snapshotInfo(w io.Writer, dir string, asJSON bool) error {
+	var a snapshotAbout
+	if err := guest.ReadManifest(dir, &a); err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(w, a)
+	}
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-18s %s\n", name+":", printable(fmt.Sprintf(format, args...)))
+	}
+	line("snapshot", "%s", dir)
+	line("made", "%s by moovm %s", a.Created.Format("2006-01-02 15:04:05 MST"), a.Moovm)
+	line("kernel", "%s (%s)", a.Release, a.Kernel)
+	line("machine", "%d CPUs, %s", a.CPUs, humanize.IBytes(uint64(a.Memory)))
+	line("host's CPU", "%s", a.CPU)
+	if a.Agent {
+		line("goes on with", "a COMMAND")
+	} else {
+		line("goes on with", "its disk's own init")
+	}
+	for i, d := range a.Disks {
+		var bases []string
+		for _, b := range d.Bases {
+			bases = append(bases, b.Path)
+		}
+		line(fmt.Sprintf("disk %d", i), "%s on %s", d.File, strings.Join(bases, " on "))
+	}
+	for _, s := range a.Shares {
+		mode := "read-only"
+		if s.Writable {
+			mode = "writable"
+		}
+		line("share", "%s, %s", s.Tag, mode)
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 func newRunCommand(g *globals) *cobra.Command {
 	m := &machineFlags{}
+	var from string
 	cmd := &cobra.Command{
 		Use:   "run [flags] [-- COMMAND [ARG…]]",
 		Short: "Boot a guest on a disk, or run one command in it",
@@ -22,6 +23,11 @@ func newRunCommand(g *globals) *cobra.Command {
 stops the machine, Ctrl-A h shows help. With COMMAND, that runs on the root
 disk, and its standard streams and exit status are this program's; with -t it
 has a terminal, which is this one, and Ctrl-A works as on the console.
+
+With --restore the guest is one from a snapshot: see moovm snapshot. Its disks are
+overlays that are gone when it stops, nothing in the snapshot changes, and any
+number can run at a time. Its shares are named again, and what else would shape
+the machine is the snapshot's. It ends with COMMAND.
 
 The first interrupt (SIGINT, SIGTERM) of a machine without COMMAND presses its
 power button, the second stops it at once; with COMMAND the first one stops it.
@@ -58,6 +64,13 @@ early, 126 kernel panic, 130 interrupted; 0 after a power-off.`,
 			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
 				return usageError(fmt.Errorf("moovm run: %q is not a flag; write -- before the guest's command", args[0]))
 			}
+			if from != "" {
+				r, err := newRestoreRequest(cmd.Flags(), m, from, args)
+				if err != nil {
+					return usageError(fmt.Errorf("moovm run: %w", err))
+				}
+				return r.run(cmd.Context(), g)
+			}
 			r, err := m.request(args)
 			if err != nil {
 				return usageError(fmt.Errorf("moovm run: %w", err))
@@ -66,6 +79,7 @@ early, 126 kernel panic, 130 interrupted; 0 after a power-off.`,
 		},
 	}
 	m.register(cmd.Flags())
+	cmd.Flags().StringVar(&from, "restore", "", "go on from the snapshot in `DIR` (moovm snapshot) instead of booting")
 	cmd.Flags().SetInterspersed(false)
 	return cmd
 }
@@ -95,7 +109,11 @@ func (r *machineRequest) run(ctx context.Context, g *globals) error {
 	case ctx.Err() != nil, err != nil:
 		return r.cannot(ctx, err)
 	case boxed:
-		return r.runBoxed(ctx, g)
+		writable, err := r.writable()
+		if err != nil {
+			return &statusError{guest.StatusCannotRun, err}
+		}
+		return r.runBoxed(ctx, g, writable)
 	}
 	return r.boot(ctx, g, o)
 }
