@@ -315,7 +315,7 @@ func (s *snapshotRequest) take(ctx context.Context, run *guest.Guest, a *agentLi
 			if err := d.COW.Snapshot(live); err != nil {
 				return err
 			}
-			if err := os.Remove(live); err != nil {
+			if err := errors.Join(os.Remove(live), ownersOnly(filepath.Join(p.path, about.Disks[i].File))); err != nil {
 				return err
 			}
 		}
@@ -323,6 +323,17 @@ func (s *snapshotRequest) take(ctx context.Context, run *guest.Guest, a *agentLi
 	}})
 	about.Modules = err == nil && snapshot.HasModules()
 	return snapshot, err
+}
+
+// ownersOnly lets nobody write to a file, and nobody but its owner read it. It
+// goes by descriptor, as a confined process must.
+func ownersOnly(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Chmod(0o400)
 }
 
 // agentLine is the streams of a guest's agent.

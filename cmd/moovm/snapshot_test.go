@@ -159,6 +159,11 @@ func TestSnapshotAndRestore(t *testing.T) {
 	dir := t.TempDir()
 	snap := takeBare(t, dir)
 	before := sumTree(t, dir)
+	for path, sum := range before {
+		if strings.HasPrefix(path, snap) && !strings.Contains(sum, " -r-------- ") {
+			t.Errorf("%s: %s", path, sum)
+		}
+	}
 	said := make(chan string, 4)
 	for range 4 {
 		go func() {
