@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/virtionet"
@@ -45,9 +46,11 @@ type Config struct {
 	// Logger gets what was refused, once a destination; nil discards it.
 	Logger *slog.Logger
 
-	// For tests: how addresses are connected to, and which are this machine's.
-	dial func(network, address string) (net.Conn, error)
-	self func(netip.Addr) bool
+	// For tests: how long names may take, how addresses are connected to, and
+	// which are this machine's.
+	exchangeLimit, serverLimit time.Duration
+	dial                       func(network, address string) (net.Conn, error)
+	self                       func(netip.Addr) bool
 }
 
 func (c *Config) setDefaults() error {
@@ -64,6 +67,9 @@ func (c *Config) setDefaults() error {
 		c.Nameservers = systemNameservers("/etc/resolv.conf")
 	}
 	c.Logger = ratelog.New(c.Logger)
+	if c.exchangeLimit == 0 {
+		c.exchangeLimit, c.serverLimit = exchangeLimit, serverLimit
+	}
 	if c.self == nil {
 		c.self = isSelf
 	}

@@ -111,7 +111,7 @@ func (n *Network) serveStream(c net.Conn) {
 		if !ok {
 			return
 		}
-		c.SetDeadline(time.Now().Add(dnsIdle + exchangeLimit))
+		c.SetDeadline(time.Now().Add(dnsIdle + n.cfg.exchangeLimit))
 		answer := n.answer(query, true)
 		release()
 		if answer == nil {
@@ -162,7 +162,7 @@ func (n *Network) answer(query []byte, stream bool) []byte {
 		return pack(dnsmessage.RCodeRefused)
 	}
 	m.Questions = q
-	ctx, cancel := context.WithTimeout(n.ctx, exchangeLimit)
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.exchangeLimit)
 	defer cancel()
 	code, err := n.lookUp(ctx, &m)
 	if err != nil {
@@ -253,7 +253,7 @@ func (n *Network) ask(ctx context.Context, q dnsmessage.Question) (*dnsmessage.M
 	last := errors.New("there is no nameserver")
 	for _, server := range n.cfg.Nameservers {
 		var m dnsmessage.Message
-		if m, last = exchange(ctx, server, query); last == nil {
+		if m, last = exchange(ctx, server, query, n.cfg.serverLimit); last == nil {
 			n.filter(q, &m)
 			return &m, nil
 		}
@@ -285,8 +285,8 @@ func (n *Network) filter(q dnsmessage.Question, m *dnsmessage.Message) {
 }
 
 // exchange asks one server, over TCP when the answer is too long otherwise.
-func exchange(ctx context.Context, server netip.AddrPort, query []byte) (dnsmessage.Message, error) {
-	ctx, cancel := context.WithTimeout(ctx, serverLimit)
+func exchange(ctx context.Context, server netip.AddrPort, query []byte, limit time.Duration) (dnsmessage.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	m, err := exchangeBy(ctx, "udp", server, query)
 	if err == nil && m.Truncated {

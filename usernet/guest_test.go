@@ -228,6 +228,7 @@ func newNetwork(t *testing.T, w *world, c Config) *Network {
 	if c.Nameservers == nil {
 		c.Nameservers = []netip.AddrPort{}
 	}
+	c.exchangeLimit, c.serverLimit = long, long
 	n, err := New(c)
 	if err != nil {
 		t.Fatal(err)

@@ -37,7 +37,7 @@ func (n *Network) permit(ctx context.Context, to netip.AddrPort) (netip.AddrPort
 
 // dial connects to where the guest wants to go, if it may.
 func (n *Network) dial(network string, to netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(n.ctx, exchangeLimit)
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.exchangeLimit)
 	defer cancel()
 	addr, err := n.permit(ctx, to)
 	if err != nil {

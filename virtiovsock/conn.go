@@ -280,7 +280,7 @@ func (c *Conn) Close() error {
 	default:
 		c.taken = c.received
 		c.tell(shutReceive | shutSend)
-		c.timer = time.AfterFunc(closeLimit, func() {
+		c.timer = time.AfterFunc(c.d.confirm, func() {
 			c.d.mu.Lock()
 			defer c.d.mu.Unlock()
 			if !c.gone {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/moovm/moovm/internal/ratelog"
 	"github.com/moovm/moovm/virtio"
@@ -52,6 +53,7 @@ type Device struct {
 	max     int
 	connect func(port uint32) (net.Conn, error)
 	log     *slog.Logger
+	confirm time.Duration // closeLimit
 
 	work  chan struct{} // has room for one: there is something for the guest
 	room  chan struct{} // has room for one: replies has room again
@@ -101,7 +103,7 @@ func New(c Config) (*Device, error) {
 		return nil, fmt.Errorf("virtiovsock: Config.MaxConns is %d, want 0 or more", c.MaxConns)
 	}
 	return &Device{
-		cid: c.CID, max: c.MaxConns, connect: c.Connect, log: ratelog.New(c.Logger),
+		cid: c.CID, max: c.MaxConns, connect: c.Connect, log: ratelog.New(c.Logger), confirm: closeLimit,
 		work: make(chan struct{}, 1), room: make(chan struct{}, 1), event: make(chan struct{}, 1),
 		conns: map[key]*Conn{}, listeners: map[uint32]*Listener{}, nextPort: firstPort,
 	}, nil

@@ -308,6 +308,19 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A guest that does not confirm that a connection was closed has it reset.
+func TestCloseUnconfirmed(t *testing.T) {
+	p := newPeer(t, Config{})
+	p.d.confirm = time.Millisecond
+	c, _ := p.dialed()
+	c.Close()
+	p.want(opShutdown)
+	p.want(opReset)
+	if s := p.d.Stats(); s.Open != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // An end that waits hears of the guest's reset.
 func TestReset(t *testing.T) {
 	p := newPeer(t, Config{})

@@ -27,6 +27,7 @@ func newPeer(t *testing.T, c Config) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.confirm = long
 	if err := d.Activate(0, nil); err != nil {
 		t.Fatal(err)
 	}
