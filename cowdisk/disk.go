@@ -1,9 +1,11 @@
 package cowdisk
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 )
 
@@ -16,6 +18,7 @@ type Disk struct {
 	fs       FS
 	memory   int64 // Options.BitmapMemory
 	gate     gate
+	closing  sync.Once
 	chain    *chain // changes only while the gate is paused
 	locks    rangeLock
 
@@ -140,16 +143,31 @@ func (d *Disk) ReadvAt(bufs [][]byte, off int64) (int, error) {
 	return int(n), nil
 }
 
-// Close waits for what is under way, flushes, and releases the files and their locks. The second Close does nothing.
-func (d *Disk) Close() error {
-	if !d.gate.close() {
-		return nil
+// Close waits for what is under way, flushes, and releases the files and their locks. It waits as long as the host takes: CloseContext
+// gives up. The second Close does nothing but wait for the first.
+func (d *Disk) Close() (err error) {
+	d.closing.Do(func() {
+		d.gate.close()
+		if !d.readOnly {
+			err = d.flush.run(d.flushPass)
+		}
+		err = errors.Join(err, closeLayers(d.chain.layers))
+	})
+	return err
+}
+
+// CloseContext is Close for who cannot wait for a host that hangs: when ctx ends first, it returns ErrBusy. The disk is closed to new
+// operations then, and its files and locks go when what hangs has ended, or the process has. What was flushed before is safe; of the rest
+// the image has what it would have after a power failure.
+func (d *Disk) CloseContext(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- d.Close() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return &Error{Path: d.path, Kind: ErrBusy, Detail: context.Cause(ctx).Error()}
 	}
-	var err error
-	if !d.readOnly {
-		err = d.flush.run(d.flushPass)
-	}
-	return errors.Join(err, closeLayers(d.chain.layers))
 }
 
 func closeLayers(layers []*layer) (err error) {

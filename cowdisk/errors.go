@@ -30,6 +30,7 @@ var (
 	ErrVariant        = errors.New("layout cannot be written")
 	ErrPending        = errors.New("the pending bits of the process that served the image before are unusable")
 	ErrDamaged        = errors.New("image is damaged")
+	ErrBusy           = errors.New("an operation of the host does not end")
 	ErrFailed         = errors.New("an earlier write or sync failed")
 )
 

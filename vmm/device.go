@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/moovm/moovm/virtio"
 	"github.com/moovm/moovm/virtio/mmio"
@@ -114,11 +115,22 @@ func (m *Machine) restoreDevices(s *machineState) error {
 	return m.eachDevice(func(i int, d device) error { return d.restore(s, i) })
 }
 
-// closeDevices ends them all. It may be called again.
+// closeDevices ends them all at once, so that those that hang share one limit.
+// It may be called again.
 func (m *Machine) closeDevices() error {
-	var err error
-	for _, d := range m.devices {
-		err = errors.Join(err, d.Close())
+	errs := make([]error, len(m.devices))
+	var wg sync.WaitGroup
+	for i, d := range m.devices {
+		wg.Go(func() {
+			if err := d.Close(); err != nil {
+				errs[i] = fmt.Errorf("device %d: %w", i, err)
+			}
+		})
 	}
-	return err
+	wg.Wait()
+	return errors.Join(errs...)
 }
+
+// hangs tells from closeDevices' error whether a device still works, so that
+// its backend may write to the guest's memory.
+func hangs(err error) bool { return errors.Is(err, context.DeadlineExceeded) }

@@ -58,6 +58,7 @@ type Machine struct {
 
 	running sync.WaitGroup // vCPU threads
 	done    chan struct{}  // closed when all of the machine has stopped
+	hung    bool           // a device did not end; settled when done is closed
 
 	closeOnce sync.Once
 	closeErr  error
@@ -266,6 +267,7 @@ func (m *Machine) supervise() {
 	defer close(m.done)
 	m.running.Wait()
 	err := m.closeDevices()
+	m.hung = hangs(err)
 	var wg sync.WaitGroup
 	for i, u := range m.com {
 		wg.Go(func() {
@@ -415,6 +417,9 @@ func (m *Machine) Wait() (ExitReason, error) {
 func (m *Machine) Stop() { m.finish(Stopped, nil) }
 
 // Close stops the machine and releases everything it holds. It is idempotent.
+// A device whose backend hangs is waited for during 5 seconds. Then the error
+// wraps context.DeadlineExceeded, and the guest's memory stays mapped until the
+// backend returns, which may write to it.
 func (m *Machine) Close() error {
 	m.closeOnce.Do(func() {
 		m.Stop()
@@ -426,7 +431,13 @@ func (m *Machine) Close() error {
 
 // release gives back descriptors and mappings; nothing runs any more.
 func (m *Machine) release() error {
-	err := m.closeDevices()
+	var err error
+	if !m.hung { // else it has had its time
+		err = m.closeDevices()
+	}
+	if m.hung = m.hung || hangs(err); m.hung {
+		err = fmt.Errorf("a device's backend hangs; the guest's memory stays mapped: %w", context.DeadlineExceeded)
+	}
 	for _, c := range m.vcpus {
 		err = errors.Join(err, c.v.Close())
 	}
@@ -436,7 +447,15 @@ func (m *Machine) release() error {
 	if m.sys != nil {
 		err = errors.Join(err, m.sys.Close())
 	}
-	if m.ram != nil {
+	switch {
+	case m.ram == nil:
+	case m.hung:
+		go func() {
+			for hangs(m.closeDevices()) {
+			}
+			m.ram.Close()
+		}()
+	default:
 		m.ram.Close()
 	}
 	return err

@@ -262,6 +262,30 @@ func TestSnapshotWaits(t *testing.T) {
 	}
 }
 
+// TestCloseHangs: Close gives up on a disk that hangs, once, and leaves it the
+// memory that it may still write to.
+func TestCloseHangs(t *testing.T) {
+	gate := make(chan struct{})
+	j := newRingsJob(t, "pci", func(b virtioblk.Backend) virtioblk.Backend { return gatedDisk{b, gate} })
+	if err := j.m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a request", func() bool { return diskStats(j.m).InFlight > 0 })
+	if err := j.m.Close(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("close with a disk that hangs: %v", err)
+	}
+	j.m.closeErr = nil // newMachine looks at it
+	if _, err := j.m.ram.mem.Slice(j.places[0], 512); err != nil || len(j.m.ram.regions) == 0 {
+		t.Errorf("the memory is gone (%v) while a worker is to write to it", err)
+	}
+	close(gate)
+	eventually(t, "the end of the memory", func() bool {
+		j.m.ram.mu.Lock()
+		defer j.m.ram.mu.Unlock()
+		return j.m.ram.regions == nil
+	})
+}
+
 // gatedDisk reads nothing before its gate opens.
 type gatedDisk struct {
 	virtioblk.Backend

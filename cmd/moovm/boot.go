@@ -31,6 +31,7 @@ func (r *machineRequest) boot(ctx context.Context, g *globals, o *opened) error 
 		return &statusError{guest.StatusCannotRun, err}
 	}
 	*o = opened{closers: o.closers} // what only the start needs is kept by nobody
+	defer o.Close(ctx, log)         // before ctx is forgotten, which may have ended by itself
 	console, err := r.openConsole()
 	if err != nil {
 		return &statusError{guest.StatusCannotRun, err}

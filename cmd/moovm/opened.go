@@ -1,15 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 
 	"github.com/dustin/go-humanize"
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/sharefs"
+	"github.com/moovm/moovm/internal/closing"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
@@ -23,21 +26,34 @@ type opened struct {
 	disks   []guest.Disk
 	shares  []guest.Share
 
-	closers []io.Closer
+	closers []closing.Item
 }
 
-func (o *opened) Close() {
-	for _, c := range o.closers {
-		c.Close()
+func (o *opened) hold(name string, c io.Closer) {
+	o.closers = append(o.closers, closing.Item{Name: name, Closer: c})
+}
+
+// Close closes it all, and does not wait for what hangs for long once ctx has
+// ended. It may be called again.
+func (o *opened) Close(ctx context.Context, log *slog.Logger) {
+	warnLate(log, closing.Within(ctx, closing.Limit, o.closers...))
+	o.closers = nil
+}
+
+// warnLate says what could not be closed in time.
+func warnLate(log *slog.Logger, err error) {
+	var late *closing.LateError
+	if errors.As(err, &late) {
+		log.Warn(late.Error())
 	}
 }
 
 // open opens all that the request names, or nothing.
-func (r *machineRequest) open() (_ *opened, err error) {
+func (r *machineRequest) open(ctx context.Context) (_ *opened, err error) {
 	o := &opened{}
 	defer func() {
 		if err != nil {
-			o.Close()
+			o.Close(ctx, r.images.log)
 		}
 	}()
 	if err := r.openKernel(o); err != nil {
@@ -58,7 +74,7 @@ func (r *machineRequest) openKernel(o *opened) (err error) {
 	if o.kernel, err = kernel.LoadKernel(r.kernel); err != nil {
 		return err
 	}
-	o.closers = append(o.closers, o.kernel)
+	o.hold("the kernel", o.kernel)
 	switch {
 	case r.initrd != "":
 		o.initrd, err = r.readInitrd()
@@ -96,7 +112,7 @@ func (r *machineRequest) openDisks(o *opened) error {
 		if err != nil {
 			return err
 		}
-		o.closers = append(o.closers, d)
+		o.hold("disk "+r.base, d)
 		o.disks = append(o.disks, guest.Disk{COW: d})
 	}
 	for _, f := range r.disks {
@@ -104,7 +120,7 @@ func (r *machineRequest) openDisks(o *opened) error {
 		if err != nil {
 			return err
 		}
-		o.closers = append(o.closers, d)
+		o.hold("disk "+f.path, d)
 		o.disks = append(o.disks, guest.Disk{COW: d, ReadOnly: f.readOnly, Serial: f.serial})
 	}
 	return nil
@@ -116,7 +132,7 @@ func (r *machineRequest) openShares(o *opened) error {
 		if err != nil {
 			return fmt.Errorf("--share %s: %w", f.text, err)
 		}
-		o.closers = append(o.closers, s)
+		o.hold("share "+f.dir, s)
 		o.shares = append(o.shares, guest.Share{Tag: f.tag, Attacher: s, Target: f.target(), ReadOnly: !f.writable})
 	}
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -40,7 +41,7 @@ func TestBaseAndDisks(t *testing.T) {
 		t.Fatal(err)
 	}
 	var o opened
-	defer o.Close()
+	defer o.Close(t.Context(), slog.Default())
 	if err := r.openDisks(&o); err != nil {
 		t.Fatal(err)
 	}

@@ -99,11 +99,11 @@ func (r *machineRequest) run(ctx context.Context, g *globals) error {
 	if r.kernel, err = g.kernelFile(ctx, r.kernel); err != nil {
 		return r.cannot(ctx, err)
 	}
-	o, err := r.open()
+	o, err := r.open(ctx)
 	if err != nil {
 		return &statusError{guest.StatusCannotRun, err}
 	}
-	defer o.Close()
+	defer func() { o.Close(ctx, g.logger()) }()
 	boxed, err := r.choosePlace(ctx, g)
 	switch {
 	case ctx.Err() != nil, err != nil:

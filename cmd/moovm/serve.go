@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/guest/imagefs"
+	"github.com/moovm/moovm/internal/closing"
 	"github.com/moovm/moovm/internal/unixsock"
 	"github.com/moovm/moovm/virtio/vhostuser"
 	"github.com/moovm/moovm/virtio9p/fence"
@@ -62,7 +63,7 @@ connects again (reconnect=1 in QEMU) loses no write that had completed.`,
 			if err != nil {
 				return err
 			}
-			defer d.Close()
+			defer func() { warnLate(g.logger(), closing.AtEnd(closing.Item{Name: "disk " + flag.path, Closer: d})) }()
 			dev, err := virtioblk.New(virtioblk.Config{
 				Backend: d, ReadOnly: flag.readOnly, Serial: flag.serial, Queues: queues, Logger: g.logger(),
 			})
@@ -79,7 +80,11 @@ connects again (reconnect=1 in QEMU) loses no write that had completed.`,
 			if !g.quiet {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s is served on %s\n", flag.path, socket)
 			}
-			return vhostuser.Serve(cmd.Context(), l, dev, vhostuser.Options{Logger: g.logger()})
+			err = vhostuser.Serve(cmd.Context(), l, dev, vhostuser.Options{Logger: g.logger(), CloseWait: closing.Limit})
+			if cmd.Context().Err() != nil && errors.Is(err, vhostuser.ErrStuck) {
+				return nil // it was to end; closing the disk says why it is not whole
+			}
+			return err
 		},
 	}
 	f := cmd.Flags()

@@ -1,6 +1,7 @@
 package guesttest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/guest/sharefs"
 	"github.com/moovm/moovm/initramfs"
+	"github.com/moovm/moovm/internal/closing"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
@@ -31,7 +33,7 @@ type setup struct {
 	kernel *kernel.Kernel
 	disks  []*bootDisk
 	tmp    string // of overlays, to be removed; empty = somebody else's
-	close  []io.Closer
+	close  []closing.Item
 
 	read, write []string // folders that are shared
 }
@@ -47,15 +49,26 @@ type bootDisk struct {
 	overlays int    // that came after it
 }
 
-func (s *setup) Close() error {
-	var errs []error
-	for i := len(s.close) - 1; i >= 0; i-- {
-		errs = append(errs, s.close[i].Close())
+func (s *setup) Close() error { return s.closed(closing.Within(context.Background(), 0, s.close...)) }
+
+// end is Close for a process that ends now: it does not wait for a disk that
+// hangs, but says which it is.
+func (s *setup) end() {
+	var late *closing.LateError
+	if err := s.closed(closing.AtEnd(s.close...)); errors.As(err, &late) {
+		fmt.Fprintf(os.Stderr, "moovm: warning: %v\n", late)
 	}
+}
+
+func (s *setup) closed(err error) error {
 	if s.tmp != "" {
-		errs = append(errs, os.RemoveAll(s.tmp))
+		err = errors.Join(err, os.RemoveAll(s.tmp))
 	}
-	return errors.Join(errs...)
+	return err
+}
+
+func (s *setup) hold(name string, c io.Closer) {
+	s.close = append(s.close, closing.Item{Name: name, Closer: c})
 }
 
 // need says what of the host a guest must have.
@@ -84,7 +97,7 @@ func newSetup(c *Config, n need) (_ *setup, err error) {
 		if kernel, modules, err = c.open(c.Kernels[0]); err != nil {
 			return nil, err
 		}
-		s.close = append(s.close, kernel)
+		s.hold("the kernel", kernel)
 	}
 	s.kernel = kernel
 	s.guest = guest.Config{
@@ -124,7 +137,7 @@ func (s *setup) addDisks(c *Config, at string) error {
 		if b.cow, err = createDisk(b.path, d); err != nil {
 			return err
 		}
-		s.close = append(s.close, b.cow)
+		s.hold("the overlay of "+cmp.Or(d.Image, "an empty disk"), b.cow)
 		var backend virtioblk.Backend = b.cow
 		if d.VolatileCache {
 			b.cache = newVolatileCache(backend)
@@ -172,7 +185,7 @@ func (s *setup) addFolders(c *Config, n need, modules *kmod.Modules) error {
 		if err != nil {
 			return err
 		}
-		s.close = append(s.close, fs)
+		s.hold("share "+dir, fs)
 		if o.Writable {
 			s.write = append(s.write, dir)
 		} else {
@@ -283,7 +296,7 @@ func runGuestOnce(j *job, signals <-chan os.Signal, last bool) (status int, err 
 	if err != nil {
 		return guest.StatusCannotRun, err
 	}
-	defer s.Close()
+	defer s.end()
 	g := &s.guest
 	stdout := &tracker{out: os.Stdout}
 	watch := &consoleWatch{test: stdout.current}
@@ -359,7 +372,9 @@ func runGuestOnce(j *job, signals <-chan os.Signal, last bool) (status int, err 
 // keepRoot closes the root's overlay and copies it.
 func (s *setup) keepRoot(dir string) error {
 	d := s.disks[0]
-	if err := d.cow.Close(); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), grace) // its base may hang
+	defer cancel()
+	if err := d.cow.CloseContext(ctx); err != nil {
 		return err
 	}
 	in, err := os.Open(d.path)

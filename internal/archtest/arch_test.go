@@ -57,15 +57,17 @@ var arrows = map[string][]string{
 	"guest/guestinit":       {"guest/control", "internal/agent", "internal/blkid", "internal/pipe", "kmod"},
 	"initramfs":             {"guest/control", "kmod"},
 	"guest/sharefs":         {},
-	"guest/guesttest":       {"guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
+	"guest/guesttest":       {"guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/closing", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox"},
 	"internal/sandbox":      {"guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "internal/agent", "internal/filefs", "internal/reexec", "virtio/vhostuser"},
 	"internal/archtest":     {},
 	"internal/filefs":       {"virtio"},
 	"internal/ratelog":      {},
 	"internal/unixsock":     {},
+	"internal/closing":      {},
+	"internal/hangfs":       {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"usernet", "virtionet", "virtiovsock", "kernel/debian", "ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/agent", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock"},
+	"cmd/moovm": {"usernet", "virtionet", "virtiovsock", "kernel/debian", "ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/agent", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock", "internal/closing"},
 	// Examples show the public rooms, to whoever embeds them.
 	"examples": {"usernet", "cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/control", "guest/guestinit", "initramfs", "guest/guesttest", "guest/imagefs", "kernel", "kmod", "vmm"},
 }
