@@ -55,11 +55,14 @@ func New(t testing.TB, size int) *File {
 	t.Cleanup(f.Hang)
 	// The kernel hears once that close needs no answer: it would wait for one
 	// even in a process that was killed.
-	p, err := os.Open(f.Path)
+	// The same with poll: the runtime's poller asks for it, on os.Open, while it
+	// holds a processor that serve may need.
+	p, err := unix.Open(f.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Close()
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(p), Events: unix.POLLIN}}, 0)
+	unix.Close(p)
 	return f
 }
 
