@@ -33,6 +33,16 @@ func (o *opened) hold(name string, c io.Closer) {
 	o.closers = append(o.closers, closing.Item{Name: name, Closer: c})
 }
 
+// inOrder is closed one after the other: an overlay before what it stands on.
+type inOrder []io.Closer
+
+func (l inOrder) Close() (err error) {
+	for _, c := range l {
+		err = errors.Join(err, c.Close())
+	}
+	return err
+}
+
 // Close closes it all, and does not wait for what hangs for long once ctx has
 // ended. It may be called again.
 func (o *opened) Close(ctx context.Context, log *slog.Logger) {

@@ -59,17 +59,17 @@ type restored struct {
 }
 
 // openRestore opens the snapshot and makes what its guest gets of its own.
-func (r *restoreRequest) openRestore() (_ *restored, err error) {
+func (r *restoreRequest) openRestore(ctx context.Context) (_ *restored, err error) {
 	o := &restored{}
 	defer func() {
 		if err != nil {
-			o.Close()
+			o.Close(ctx, r.images.log)
 		}
 	}()
 	if o.snapshot, err = guest.OpenSnapshot(r.dir, &o.about); err != nil {
 		return nil, err
 	}
-	o.closers = append(o.closers, o.snapshot)
+	o.hold("the snapshot", o.snapshot)
 	switch {
 	case o.about.Agent && len(r.command) == 0:
 		return nil, errors.New("the snapshot's guest waits for commands; name one after --")
@@ -96,7 +96,7 @@ func (r *restoreRequest) openRestore() (_ *restored, err error) {
 		if err != nil {
 			return nil, err
 		}
-		o.closers = append(o.closers, cow)
+		o.hold("disk "+path, cow)
 		o.disks = append(o.disks, guest.Disk{COW: cow})
 	}
 	if len(r.shares) != len(o.about.Shares) {
@@ -135,11 +135,11 @@ func (r *restoreRequest) run(ctx context.Context, g *globals) error {
 	ctx, cancel := g.signals.keepTime(ctx, r.timeout, g.relayed)
 	defer cancel()
 	r.images.log = g.logger()
-	o, err := r.openRestore()
+	o, err := r.openRestore(ctx)
 	if err != nil {
 		return cannot(err)
 	}
-	defer o.Close()
+	defer func() { o.Close(ctx, g.logger()) }()
 	boxed, err := r.choosePlace(ctx, g)
 	switch {
 	case ctx.Err() != nil:

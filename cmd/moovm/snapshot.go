@@ -111,6 +111,10 @@ func (s *snapshotRequest) run(ctx context.Context, g *globals) error {
 	ctx, cancel := g.signals.keepTime(ctx, s.timeout, g.relayed)
 	defer cancel()
 	s.images.log = g.logger()
+	var err error
+	if s.kernel, err = g.kernelFile(ctx, s.kernel); err != nil {
+		return s.cannot(ctx, err)
+	}
 	boxed, err := s.choosePlace(ctx, g)
 	switch {
 	case ctx.Err() != nil:
@@ -142,7 +146,7 @@ func (s *snapshotRequest) here(ctx context.Context, g *globals) error {
 	}
 	defer p.Close()
 	o := &opened{}
-	defer o.Close()
+	defer func() { o.Close(ctx, g.logger()) }()
 	if err := s.openKernel(o); err != nil {
 		return cannot(err)
 	}
@@ -177,12 +181,11 @@ func (s *snapshotRequest) openOverlays(o *opened, p *partial, about *snapshotAbo
 		if err != nil {
 			return err
 		}
-		o.closers = append(o.closers, base)
 		d, is, err := p.addDisk(len(about.Disks), base, s.images.options())
 		if err != nil {
-			return err
+			return errors.Join(err, base.Close())
 		}
-		o.closers = append([]io.Closer{d}, o.closers...) // before its base
+		o.hold("disk "+d.Path(), inOrder{d, base})
 		o.disks = append(o.disks, guest.Disk{COW: d, ReadOnly: readOnly, Serial: serial})
 		about.Disks = append(about.Disks, is)
 		return nil

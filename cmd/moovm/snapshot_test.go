@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,11 +124,11 @@ func restoreBare(t *testing.T, dir string) (string, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := r.openRestore()
+	o, err := r.openRestore(t.Context())
 	if err != nil {
 		return "", err
 	}
-	defer o.Close()
+	defer o.Close(t.Context(), slog.Default())
 	g := &globals{quiet: true, signals: catchInterrupts()}
 	defer g.signals.Close()
 	err = r.goOn(t.Context(), g, o)
