@@ -3,6 +3,7 @@ package hangfs
 import (
 	"encoding/binary"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -54,7 +55,12 @@ func New(t testing.TB, size int) *File {
 	go f.serve()
 	t.Cleanup(f.Hang)
 	// The kernel hears once that close needs no answer: it would wait for one
-	// even in a process that was killed.
+	// even in a process that was killed. Another process opens the file for that:
+	// a child that another test starts now would inherit it, and wait for an
+	// answer before it runs its program, for which the runtime waits.
+	if out, err := exec.Command("sh", "-c", `: <"$1"`, "sh", f.Path).CombinedOutput(); err != nil {
+		t.Fatalf("hangfs: %v: %s", err, out)
+	}
 	// The same with poll: the runtime's poller asks for it, on os.Open, while it
 	// holds a processor that serve may need.
 	p, err := unix.Open(f.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
