@@ -2,7 +2,7 @@ package guest
 
 import (
 	"bytes"
-	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/internal/printable"
 	"io"
 	"regexp"
 	"strings"
@@ -77,7 +77,7 @@ func (c *consoleLog) extend(p []byte) {
 }
 
 func (c *consoleLog) endLine() {
-	s := strings.TrimRight(control.Printable(strings.TrimRight(string(c.line), "\r ")), " ")
+	s := shown(c.line)
 	c.line = c.line[:0]
 	if s == "" {
 		return
@@ -101,13 +101,18 @@ func (c *consoleLog) endLine() {
 	}
 }
 
+// shown is a line as it can be shown anywhere.
+func shown(line []byte) string {
+	return printable.Text(strings.TrimRight(strings.ReplaceAll(string(line), "\t", " "), "\r "))
+}
+
 // tail returns the last lines, oldest first.
 func (c *consoleLog) tail() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := append([]string{}, c.lines[c.first:]...)
 	out = append(out, c.lines[:c.first]...)
-	if s := strings.TrimSpace(control.Printable(string(c.line))); s != "" {
+	if s := shown(c.line); s != "" {
 		out = append(out, s)
 	}
 	return out

@@ -217,7 +217,7 @@ func TestConsoleLog(t *testing.T) {
 	write(strings.Repeat("x", 3*consoleLineLen) + "\n")
 	write("unfinished")
 	tail := c.tail()
-	if len(tail) != consoleLines+1 || tail[0] != "line 11?[0m" || len(tail[consoleLines-1]) != consoleLineLen || tail[consoleLines] != "unfinished" {
+	if len(tail) != consoleLines+1 || tail[0] != `line 11\x1b[0m` || len(tail[consoleLines-1]) != consoleLineLen || tail[consoleLines] != "unfinished" {
 		t.Errorf("%d lines, %q", len(tail), tail[0])
 	}
 	if _, ok := c.panicked(); ok || c.hangsInPanic(0) {

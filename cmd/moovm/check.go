@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/printable"
 )
 
 // Exit statuses of check.
@@ -56,13 +57,13 @@ image could not be looked at.`,
 					if p.Repaired {
 						done = " (repaired)"
 					}
-					fmt.Fprintf(out, "%s: %s: %s%s\n", printable(args[0]), p.Kind, printable(p.Detail), done)
+					fmt.Fprintf(out, "%s: %s: %s%s\n", printable.Text(args[0]), p.Kind, printable.Text(p.Detail), done)
 				}
 				problems := "problems"
 				if len(r.Problems) == 1 {
 					problems = "problem"
 				}
-				fmt.Fprintf(out, "%s: %d of %d sectors allocated, %d %s\n", args[0], r.AllocatedSectors, r.TotalSectors, len(r.Problems), problems)
+				fmt.Fprintf(out, "%s: %d of %d sectors allocated, %d %s\n", printable.Text(args[0]), r.AllocatedSectors, r.TotalSectors, len(r.Problems), problems)
 			}
 			switch {
 			case r.Clean():

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/printable"
 )
 
 func newCreateCommand(g *globals) *cobra.Command {
@@ -65,9 +66,9 @@ others the host's page cache makes first writes of 4 KiB about a third slower.`,
 			}
 			defer d.Close()
 			out := cmd.ErrOrStderr()
-			fmt.Fprintf(out, "%s: a disk of %s (%d bytes), layout %v\n", args[0], humanize.IBytes(uint64(d.Size())), d.Size(), v)
+			fmt.Fprintf(out, "%s: a disk of %s (%d bytes), layout %v\n", printable.Text(args[0]), humanize.IBytes(uint64(d.Size())), d.Size(), v)
 			if trouble != nil {
-				fmt.Fprintf(out, "moovm: warning: other commands will not open it: %s\n", trouble.Detail)
+				fmt.Fprintf(out, "moovm: warning: other commands will not open it: %s\n", printable.Text(trouble.Detail))
 			}
 			return nil
 		},

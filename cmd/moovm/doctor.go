@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/internal/sandbox"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
@@ -76,12 +77,12 @@ func (d *diagnosis) print(cmd *cobra.Command) {
 		if !f.OK {
 			mark = "MISS"
 		}
-		fmt.Fprintf(out, "%s  %-14s %s\n", mark, f.Name, f.Found)
+		fmt.Fprintf(out, "%s  %-14s %s\n", mark, f.Name, printable.Text(f.Found))
 		if f.Advice != "" {
-			fmt.Fprintf(out, "      %-14s → %s\n", "", f.Advice)
+			fmt.Fprintf(out, "      %-14s → %s\n", "", printable.Lines(f.Advice))
 		}
 	}
-	fmt.Fprintf(out, "\nGuests run with: %s. %s\n", d.Accel, d.Reason)
+	fmt.Fprintf(out, "\nGuests run with: %s. %s\n", d.Accel, printable.Text(d.Reason))
 }
 
 // examine looks at everything and draws the conclusion.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/moovm/moovm/cowdisk"
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/printable"
 )
 
 func newInfoCommand() *cobra.Command {
@@ -63,7 +64,7 @@ Of a folder that moovm snapshot made it shows what is in it, and what it needs.`
 				}
 				printInfo(out, info.Info)
 				if info.Problem != nil {
-					fmt.Fprintf(out, "%-18s %s\n", "warning:", info.Problem.Detail)
+					fmt.Fprintf(out, "%-18s %s\n", "warning:", printable.Text(info.Problem.Detail))
 				}
 			}
 			return nil
@@ -84,7 +85,7 @@ type diskInfo struct {
 
 func printInfo(w io.Writer, i cowdisk.Info) {
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%-18s %s\n", name+":", printable(fmt.Sprintf(format, args...)))
+		fmt.Fprintf(w, "%-18s %s\n", name+":", printable.Text(fmt.Sprintf(format, args...)))
 	}
 	line("image", "%s", i.Filename)
 	line("format", "%s", i.Format)

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/guest/guesttest"
+	"github.com/moovm/moovm/internal/printable"
 )
 
 // version is set by the linker.
@@ -53,7 +54,7 @@ func execute(ctx context.Context, root *cobra.Command) int {
 			return status
 		}
 	}
-	fmt.Fprintf(root.ErrOrStderr(), "moovm: %s\n", printableLines(strings.TrimPrefix(err.Error(), "moovm ")))
+	fmt.Fprintf(root.ErrOrStderr(), "moovm: %s\n", printable.Lines(strings.TrimPrefix(err.Error(), "moovm ")))
 	if errors.As(err, &misuse{}) {
 		fmt.Fprintln(root.ErrOrStderr(), "Run with --help for usage and examples.")
 	}

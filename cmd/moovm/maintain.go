@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/printable"
 )
 
 // job runs a tool that may take long: with a progress bar on a terminal, and a status and a sentence of its own when Ctrl-C ends it.
@@ -161,7 +162,7 @@ disk does not change by itself: grow it afterwards (resize2fs), shrink it before
 				return err
 			}
 			if !g.quiet {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s: now a disk of %s\n", args[0], humanize.IBytes(uint64(size)))
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s: now a disk of %s\n", printable.Text(args[0]), humanize.IBytes(uint64(size)))
 			}
 			return nil
 		},
@@ -213,12 +214,12 @@ not be read.
 			}
 			if !c.Equal {
 				if !g.quiet {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s and %s differ at byte %d (sector %d)\n", args[0], args[1], c.Offset, c.Offset/512)
+					fmt.Fprintf(cmd.OutOrStdout(), "%s and %s differ at byte %d (sector %d)\n", printable.Text(args[0]), printable.Text(args[1]), c.Offset, c.Offset/512)
 				}
 				return &statusError{status: 1}
 			}
 			if !g.quiet {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s and %s have the same contents\n", args[0], args[1])
+				fmt.Fprintf(cmd.OutOrStdout(), "%s and %s have the same contents\n", printable.Text(args[0]), printable.Text(args[1]))
 			}
 			return nil
 		},

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/printable"
 )
 
 func newMapCommand() *cobra.Command {
@@ -35,7 +36,7 @@ shows what can, and says of the rest what is wrong, such as "base, missing".`,
 			}
 			defer d.Close()
 			if trouble != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "moovm: warning: %s\n", trouble.Detail)
+				fmt.Fprintf(cmd.ErrOrStderr(), "moovm: warning: %s\n", printable.Text(trouble.Detail))
 			}
 			if svg != "" {
 				if err := writeFile(svg, func(w io.Writer) error { return d.WriteSVG(cmd.Context(), w) }); err != nil {
@@ -111,7 +112,7 @@ func mapText(cmd *cobra.Command, out *bufio.Writer, d *cowdisk.Disk, trouble *pr
 		} else if e.Data {
 			from = e.Filename
 		}
-		_, err := fmt.Fprintf(out, "%15d %15d  %s\n", e.Start, e.Length, printable(from))
+		_, err := fmt.Fprintf(out, "%15d %15d  %s\n", e.Start, e.Length, printable.Text(from))
 		return err
 	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moovm/moovm/guest/imagefs"
 	"github.com/moovm/moovm/internal/closing"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/internal/unixsock"
 	"github.com/moovm/moovm/virtio/vhostuser"
 	"github.com/moovm/moovm/virtio9p/fence"
@@ -78,7 +79,7 @@ connects again (reconnect=1 in QEMU) loses no write that had completed.`,
 				return err
 			}
 			if !g.quiet {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s is served on %s\n", flag.path, socket)
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s is served on %s\n", printable.Text(flag.path), printable.Text(socket))
 			}
 			err = vhostuser.Serve(cmd.Context(), l, dev, vhostuser.Options{Logger: g.logger(), CloseWait: closing.Limit})
 			if cmd.Context().Err() != nil && errors.Is(err, vhostuser.ErrStuck) {
@@ -150,7 +151,7 @@ what a running machine does to its own is in its guest. The first is disks/vda.`
 				return err
 			}
 			if !g.quiet {
-				fmt.Fprintf(cmd.ErrOrStderr(), "the tree is served on %s\n", socket)
+				fmt.Fprintf(cmd.ErrOrStderr(), "the tree is served on %s\n", printable.Text(socket))
 			}
 			return fence.Serve(cmd.Context(), l, fence.Config{Attacher: tree, Logger: g.logger()})
 		},

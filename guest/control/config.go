@@ -1,10 +1,13 @@
 package control
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/moovm/moovm/internal/bytejson"
 )
 
 // ConfigPath is where the initramfs holds the InitConfig. Its presence tells a
@@ -84,7 +87,7 @@ type InitModule struct {
 }
 
 // InitConfig is what the host tells the init. It travels as JSON in the
-// initramfs, at ConfigPath.
+// initramfs, at ConfigPath; strings may have any bytes.
 type InitConfig struct {
 	// Version of this structure; see ConfigVersion.
 	Version int `json:"version"`
@@ -141,13 +144,19 @@ func (c InitConfig) Marshal() ([]byte, error) {
 	if c.Version == 0 {
 		c.Version = ConfigVersion
 	}
-	return json.MarshalIndent(c, "", "  ")
+	b, err := bytejson.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	err = json.Indent(&out, b, "", "  ")
+	return out.Bytes(), err
 }
 
 // ParseInitConfig reads what InitConfig.Marshal wrote.
 func ParseInitConfig(b []byte) (InitConfig, error) {
 	var c InitConfig
-	if err := json.Unmarshal(b, &c); err != nil {
+	if err := bytejson.Unmarshal(b, &c); err != nil {
 		return c, fmt.Errorf("init configuration: %w", err)
 	}
 	if c.Version != ConfigVersion {

@@ -32,3 +32,24 @@ func TestParseInitConfig(t *testing.T) {
 		}
 	}
 }
+
+// Any byte may stand in an argument, a variable or a path.
+func TestInitConfigBytes(t *testing.T) {
+	all := make([]byte, 0, 255)
+	for b := 1; b < 256; b++ {
+		all = append(all, byte(b))
+	}
+	x := string(all)
+	c := InitConfig{
+		Version: ConfigVersion, Hostname: x, Init: x, CorePattern: x, KernelConfig: x, Setup: []string{x}, Settings: map[string]string{x: x, "\xff": "1", "\xfe": "2"},
+		Modules: []InitModule{{Name: x, Path: x}}, Root: &Root{Device: "LABEL=" + x, Options: x}, Mounts: []Mount{{Source: x, Target: "/" + x, Type: x, Options: x}},
+		Command: &Command{Args: []string{x, "\xff", "\xfe", "ü"}, Env: []string{"X=" + x}, Dir: "/" + x},
+	}
+	b, err := c.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ParseInitConfig(b); err != nil || !reflect.DeepEqual(got, c) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}

@@ -3,11 +3,12 @@ package control
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/moovm/moovm/internal/bytejson"
 )
 
 // Hello introduces the init.
@@ -158,11 +159,11 @@ func (c *Host) handle(f Frame, line int) error {
 	case FrameStart:
 		c.set(func(s *State) { s.Started = true })
 		if c.cfg.OnStart != nil {
-			c.cfg.OnStart(Printable(string(f.Payload)))
+			c.cfg.OnStart(text(string(f.Payload)))
 		}
 	case FrameWarn:
 		if c.cfg.OnWarning != nil {
-			c.cfg.OnWarning(Printable(string(f.Payload)))
+			c.cfg.OnWarning(text(string(f.Payload)))
 		}
 	case FrameHello:
 		c.wmu.Lock()
@@ -172,8 +173,8 @@ func (c *Host) handle(f Frame, line int) error {
 		}
 		c.wmu.Unlock()
 		var h Hello
-		_ = json.Unmarshal(f.Payload, &h) // a hello is a hello
-		c.set(func(s *State) { s.Hello, s.Release = true, Printable(h.Release) })
+		_ = bytejson.Unmarshal(f.Payload, &h) // a hello is a hello
+		c.set(func(s *State) { s.Hello, s.Release = true, text(h.Release) })
 	case FrameExit:
 		if len(f.Payload) == 8 {
 			status, signal := binary.LittleEndian.Uint32(f.Payload), binary.LittleEndian.Uint32(f.Payload[4:])
@@ -186,10 +187,10 @@ func (c *Host) handle(f Frame, line int) error {
 		}
 	case FrameError:
 		var e GuestError
-		if err := json.Unmarshal(f.Payload, &e); err != nil {
+		if err := bytejson.Unmarshal(f.Payload, &e); err != nil {
 			e = GuestError{Kind: FailInternal, Message: string(f.Payload)}
 		}
-		e.Message, e.Kind, e.Status = Printable(e.Message), Printable(e.Kind), e.Status&0xff
+		e.Message, e.Kind, e.Status = text(e.Message), text(e.Kind), e.Status&0xff
 		c.set(func(s *State) {
 			if s.Failure == nil {
 				s.Failure = &e

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"github.com/moovm/moovm/internal/pipe"
 	"go.uber.org/goleak"
+
+	"github.com/moovm/moovm/internal/bytejson"
 	"io"
 	"math/rand/v2"
 	"strings"
@@ -68,7 +70,7 @@ func TestControl(t *testing.T) {
 		if err := c.Run(); err != nil {
 			t.Fatal(err)
 		}
-		want := State{Hello: true, Release: "6.1?[31m", Started: true, Exited: true, Status: 7, Bye: true, Garbage: 12}
+		want := State{Hello: true, Release: `6.1\x1b[31m`, Started: true, Exited: true, Status: 7, Bye: true, Garbage: 12}
 		if got := c.State(); got != want {
 			t.Errorf("chunks of %d: got %+v, want %+v", size, got, want)
 		}
@@ -78,6 +80,35 @@ func TestControl(t *testing.T) {
 		if strings.Join(started, "|") != "/bin/sh" || strings.Join(warned, "|") != "no tree" {
 			t.Errorf("started %q, warned %q", started, warned)
 		}
+	}
+}
+
+// What the guest says of its own accord is shown escaped, and names in it can be
+// told apart.
+func TestControlBytes(t *testing.T) {
+	var warned, started string
+	hello, err := bytejson.Marshal(Hello{1, "6.1-\xff"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	failure, err := bytejson.Marshal(GuestError{Kind: FailCommand, Message: "/bin/\x80\u202e cannot be run", Status: 126})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewHost(bytes.NewReader(fromGuest(Frame{FrameHello, hello}, Frame{FrameWarn, []byte("\x1b]0;owned\x07\xff")},
+		Frame{FrameStart, []byte("/bin/\xfe\n")}, Frame{FrameError, failure})), io.Discard, HostConfig{
+		OnStart:   func(s string) { started = s },
+		OnWarning: func(s string) { warned = s },
+	})
+	if err := c.Run(); err != nil {
+		t.Fatal(err)
+	}
+	s := c.State()
+	if s.Release != `6.1-\xff` || warned != `\x1b]0;owned\x07\xff` || started != `/bin/\xfe ` {
+		t.Errorf("release %q, warned %q, started %q", s.Release, warned, started)
+	}
+	if s.Failure == nil || s.Failure.Message != `/bin/\x80\u202e cannot be run` {
+		t.Errorf("failure %+v", s.Failure)
 	}
 }
 
@@ -109,7 +140,7 @@ func TestControlStates(t *testing.T) {
 	if err := ctl.Run(); err != nil {
 		t.Error(err)
 	}
-	if f := ctl.State().Failure; f == nil || *f != (GuestError{Kind: "root", Message: "no ? disk ", Status: 1000 & 0xff}) {
+	if f := ctl.State().Failure; f == nil || *f != (GuestError{Kind: "root", Message: `no \x1b disk `, Status: 1000 & 0xff}) {
 		t.Errorf("got %+v", f)
 	}
 }

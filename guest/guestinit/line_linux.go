@@ -2,7 +2,6 @@ package guestinit
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/internal/bytejson"
 	"golang.org/x/sys/unix"
 )
 
@@ -99,7 +99,7 @@ func (l *guestLine) send(kind control.FrameKind, payload []byte) {
 }
 
 func (l *guestLine) sendJSON(kind control.FrameKind, v any) {
-	b, err := json.Marshal(v)
+	b, err := bytejson.Marshal(v)
 	if err == nil && len(b) <= control.MaxFrame {
 		l.send(kind, b)
 	}

@@ -1,7 +1,6 @@
 package guesttest
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/confine"
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/vmm"
 )
@@ -47,11 +47,7 @@ func runGuestProcess(j job, signals <-chan os.Signal) (status int, again bool, e
 	}
 	defer os.RemoveAll(j.Tmp)
 	path := filepath.Join(j.Tmp, "job.json")
-	b, err := json.Marshal(&j)
-	if err == nil {
-		err = os.WriteFile(path, b, 0o600)
-	}
-	if err != nil {
+	if err := j.save(path); err != nil {
 		return fail(err)
 	}
 	self, err := reexec.Path()
@@ -94,11 +90,7 @@ func runGuestProcess(j job, signals <-chan os.Signal) (status int, again bool, e
 
 // runGuestFile is that process. It reports errors itself.
 func runGuestFile(path string) int {
-	b, err := os.ReadFile(path)
-	var j job
-	if err == nil {
-		err = json.Unmarshal(b, &j)
-	}
+	j, err := loadJob(path)
 	status := guest.StatusCannotRun
 	if err == nil {
 		signals, stop := signalsTo()
@@ -109,7 +101,7 @@ func runGuestFile(path string) int {
 		err = os.WriteFile(filepath.Join(j.Tmp, againFile), nil, 0o600)
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "moovm:", err)
+		fmt.Fprintln(os.Stderr, "moovm:", printable.Lines(err.Error()))
 	}
 	return status
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/internal/agent"
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/vmm"
 )
@@ -292,7 +293,7 @@ func (m *Machine) RunWith(ctx context.Context, streams Streams, name string, arg
 		return Result{}, m.gone(err)
 	}
 	if exit.Error != "" {
-		fmt.Fprintln(streams.Stderr, exit.Error)
+		fmt.Fprintln(streams.Stderr, printable.Lines(exit.Error))
 	}
 	return Result{stdout.String(), stderr.String(), exit.Status}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/agent"
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/internal/reexec"
 )
 
@@ -56,7 +57,7 @@ func Main(m M, options ...func(*Config)) {
 		status, err = Run(context.Background(), c, self, os.Args[1:])
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "moovm:", err)
+		fmt.Fprintln(os.Stderr, "moovm:", printable.Lines(err.Error()))
 	}
 	os.Exit(status)
 }
@@ -71,7 +72,7 @@ func HostMain(m M) {
 	}
 	status, err := hostMain(m)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "moovm:", err)
+		fmt.Fprintln(os.Stderr, "moovm:", printable.Lines(err.Error()))
 	}
 	os.Exit(status)
 }

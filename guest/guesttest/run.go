@@ -2,7 +2,6 @@ package guesttest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -16,7 +15,9 @@ import (
 	"github.com/moovm/moovm/guest/control"
 	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/bytejson"
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/internal/sandbox"
 )
@@ -62,6 +63,23 @@ type job struct {
 	Last   bool   // a reset while it boots is the end
 }
 
+// save writes the job into a file, for loadJob in another process.
+func (j *job) save(path string) error {
+	b, err := bytejson.Marshal(j)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
+}
+
+func loadJob(path string) (j job, err error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = bytejson.Unmarshal(b, &j)
+	}
+	return j, err
+}
+
 // Run runs a Go test binary with its arguments in a guest for each of cfg's
 // kernels, relays its standard streams and signals, brings back the files that
 // it was told to write, and returns the exit status: the test binary's, or one
@@ -78,7 +96,7 @@ func Run(ctx context.Context, cfg Config, binary string, args []string) (int, er
 	kernels := r.job.Config.Kernels
 	for i, kernel := range kernels {
 		if len(kernels) > 1 && !cfg.Quiet {
-			fmt.Fprintf(os.Stderr, "moovm: kernel %s\n", kernel)
+			fmt.Fprintf(os.Stderr, "moovm: kernel %s\n", printable.Text(kernel))
 		}
 		s, err := r.run(ctx, kernel, i == 0, r.guestJob)
 		if err != nil {
@@ -175,7 +193,7 @@ func (r *runner) run(ctx context.Context, kernel string, first bool, start func(
 	if r.place.Sandbox {
 		begin := func() {
 			if !j.Config.Quiet && first {
-				fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", r.reason())
+				fmt.Fprintf(os.Stderr, "moovm: running in the sandbox, which is slower: %s\n", printable.Text(r.reason()))
 			}
 		}
 		var err error
@@ -232,12 +250,8 @@ func (r *runner) guestJob(j *job, box sandboxed) (int, error) {
 	if box == nil {
 		return runGuest(*j, signals)
 	}
-	b, err := json.Marshal(j)
-	if err != nil {
-		return guest.StatusCannotRun, err
-	}
 	path := filepath.Join(box.Scratch(), "job.json")
-	if err := os.WriteFile(path, b, 0o600); err != nil {
+	if err := j.save(path); err != nil {
 		return guest.StatusCannotRun, err
 	}
 	self, err := reexec.Path()
@@ -256,20 +270,16 @@ func (r *runner) guestJob(j *job, box sandboxed) (int, error) {
 
 // runJobFile is the other end of guestJob, in the sandbox.
 func runJobFile(path string) int {
-	b, err := os.ReadFile(path)
-	var j job
-	if err == nil {
-		err = json.Unmarshal(b, &j)
-	}
+	j, err := loadJob(path)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "moovm:", err)
+		fmt.Fprintln(os.Stderr, "moovm:", printable.Lines(err.Error()))
 		return guest.StatusCannotRun
 	}
 	signals, stop := signalsTo()
 	defer stop()
 	status, err := runGuest(j, signals)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "moovm:", err)
+		fmt.Fprintln(os.Stderr, "moovm:", printable.Lines(err.Error()))
 	}
 	return status
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/moovm/moovm/internal/printable"
 )
 
 // tracker passes a test binary's output on and knows which test is running,
@@ -214,15 +216,7 @@ func (w *consoleWatch) troubles() []trouble {
 
 // clean makes a line of a console printable.
 func clean(s string) string {
-	return strings.TrimRight(strings.Map(func(r rune) rune {
-		if r == '\t' {
-			return ' '
-		}
-		if r < ' ' || r == 0x7f {
-			return -1
-		}
-		return r
-	}, s), " ")
+	return strings.TrimRight(printable.Text(strings.ReplaceAll(strings.TrimRight(s, "\r "), "\t", " ")), " ")
 }
 
 // describe makes a report of troubles: empty if there were none.

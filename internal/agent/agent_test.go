@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -166,3 +167,31 @@ func TestBadFrames(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// Arguments, the environment, folders, and what is said of them are bytes.
+func TestBytes(t *testing.T) {
+	c, _ := pair(t)
+	var b []byte
+	for n := 1; n < 256; n++ {
+		b = append(b, byte(n))
+	}
+	all := string(b)
+	dir := filepath.Join(t.TempDir(), "d\x80\xff")
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		t.Skipf("the file system takes UTF-8 names only: %v; set TMPDIR to a folder on another", err)
+	}
+	cmd := sh(`printf %s "$1"; printf %s "$X" >&2; : > "$PWD/made"`)
+	cmd.Args = append(cmd.Args, "sh", all)
+	cmd.Env = append(cmd.Env, "X="+all, "Y\xfe=1")
+	cmd.Dir = dir
+	out, errs, exit := run(t, c, cmd, nil)
+	if out != all || errs != all || exit != (Exit{}) {
+		t.Errorf("argument %q, variable %q, %+v", out, errs, exit)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "made")); err != nil {
+		t.Error(err)
+	}
+	if _, _, exit := run(t, c, Command{Args: []string{"/no\xff"}}, nil); exit.Status != 127 || !strings.Contains(exit.Error, "/no\xff") {
+		t.Errorf("%q", exit.Error)
+	}
+}

@@ -1,11 +1,12 @@
 package agent
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/moovm/moovm/internal/bytejson"
 )
 
 // ErrGone says that the agent ended before a session did.
@@ -98,7 +99,7 @@ type Session struct {
 // ends (nil = at once), and a Read that blocks is abandoned when the command
 // ends.
 func (c *Client) Start(cmd Command, stdin io.Reader, stdout, stderr io.Writer) (*Session, error) {
-	b, err := json.Marshal(cmd)
+	b, err := bytejson.Marshal(cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +147,7 @@ func (s *Session) handle(f Frame) {
 		s.stdin.add(creditOf(f))
 	case KindExit:
 		var e Exit
-		if err := json.Unmarshal(f.Payload, &e); err != nil {
+		if err := bytejson.Unmarshal(f.Payload, &e); err != nil {
 			s.end(Exit{}, fmt.Errorf("%w: %w", ErrFrame, err))
 			return
 		}

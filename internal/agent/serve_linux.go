@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/moovm/moovm/internal/bytejson"
 )
 
 // leftover is how long the output of what a command left running is read.
@@ -118,11 +119,11 @@ type process struct {
 
 func (a *server) start(f Frame) {
 	fail := func(status int, err error) {
-		b, _ := json.Marshal(Exit{Status: status, Error: err.Error()})
+		b, _ := bytejson.Marshal(Exit{Status: status, Error: err.Error()})
 		_ = a.w.Write(Frame{f.ID, KindExit, b})
 	}
 	var c Command
-	if err := json.Unmarshal(f.Payload, &c); err != nil || len(c.Args) == 0 {
+	if err := bytejson.Unmarshal(f.Payload, &c); err != nil || len(c.Args) == 0 {
 		fail(126, fmt.Errorf("not a command: %v", err))
 		return
 	}
@@ -272,7 +273,7 @@ func (p *process) run(ours [3]*os.File) {
 			e.Status = 128 + e.Signal
 		}
 	}
-	b, _ := json.Marshal(e)
+	b, _ := bytejson.Marshal(e)
 	_ = p.a.w.Write(Frame{p.id, KindExit, b})
 	<-fed
 }

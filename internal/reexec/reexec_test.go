@@ -29,6 +29,7 @@ func TestDo(t *testing.T) {
 		status          int
 	}{
 		{"a role, which its children do not have", speaker.Env("a=b c"), "a=b c; set: \"\"\n", 7},
+		{"bytes", speaker.Env("\x80\xff"), "\x80\xff; set: \"\"\n", 7},
 		{"without an argument", speaker.Env(""), "; set: \"\"\n", 7},
 		{"a role of another program", Role{Name: "dancer"}.Env(""), `started as "dancer"`, StatusUnknown},
 		{"set by hand", env + "=", `started as ""`, StatusUnknown},

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +21,8 @@ import (
 
 	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/bytejson"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/internal/reexec"
 )
 
@@ -36,7 +37,7 @@ import (
 
 const (
 	// sharedVersion is part of the socket's name: it changes with the protocol.
-	sharedVersion = "1"
+	sharedVersion = "2"
 	// sharedIdle is how long a server stays without clients.
 	sharedIdle = 10 * time.Second
 	// idleEnv overrides sharedIdle, for tests.
@@ -121,7 +122,7 @@ func (s *sharedConfig) join(ctx context.Context, begin func()) (*Session, error)
 	if problem, ok := strings.CutPrefix(line, "error "); ok {
 		conn.Close()
 		var text string
-		_ = json.Unmarshal([]byte(problem), &text)
+		_ = bytejson.Unmarshal([]byte(problem), &text)
 		return nil, &startError{text}
 	}
 	scratch, err := os.MkdirTemp(s.Path+".d", "")
@@ -190,7 +191,7 @@ func sharedPath(s sharedConfig) (string, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Getuid() || st.Mode&0o077 != 0 {
 		return "", fmt.Errorf("%s is not a private folder of this user; remove it", dir)
 	}
-	b, err := json.Marshal(s)
+	b, err := bytejson.Marshal(s)
 	if err != nil {
 		return "", err
 	}
@@ -246,7 +247,7 @@ func (s *sharedConfig) connect(begin func()) (net.Conn, error) {
 		return nil, err
 	}
 	defer log.Close()
-	conf, err := json.Marshal(s)
+	conf, err := bytejson.Marshal(s)
 	if err != nil {
 		return nil, err
 	}
@@ -278,12 +279,12 @@ func Server() reexec.Role { return reexec.Role{Name: "sandbox-server", Main: ser
 
 func serverMain(conf string) int {
 	var s sharedConfig
-	err := json.Unmarshal([]byte(conf), &s)
+	err := bytejson.Unmarshal([]byte(conf), &s)
 	if err == nil {
 		err = s.serve()
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "moovm:", err)
+		fmt.Fprintln(os.Stderr, "moovm:", printable.Lines(err.Error()))
 		return 1
 	}
 	return 0
@@ -464,7 +465,7 @@ func (v *server) started(string) {
 }
 
 func greetError(conn net.Conn, err error) {
-	b, _ := json.Marshal(err.Error())
+	b, _ := bytejson.Marshal(err.Error())
 	_, _ = conn.Write(append(append([]byte("error "), b...), '\n'))
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/bytejson"
 )
 
 // sharedPlace keeps a test's shared sandbox apart from the user's.
@@ -161,5 +162,24 @@ func TestSharedBroken(t *testing.T) {
 	}
 	if _, err := Join(t.Context(), Config{QEMU: "/nonexistent/qemu"}, func() {}); !errors.Is(err, ErrNoQEMU) {
 		t.Error(err)
+	}
+}
+
+// Two kernels whose names are no UTF-8 are two sandboxes, and a server is told
+// the name as it is.
+func TestSharedBytes(t *testing.T) {
+	sharedPlace(t)
+	one, err1 := sharedPath(sharedConfig{Kernel: "/boot/\xfe"})
+	two, err2 := sharedPath(sharedConfig{Kernel: "/boot/\xff"})
+	if err1 != nil || err2 != nil || one == two {
+		t.Errorf("%s and %s, %v, %v", one, two, err1, err2)
+	}
+	in, out := sharedConfig{Kernel: "/boot/\xfe", Init: "\x80"}, sharedConfig{}
+	b, err := bytejson.Marshal(&in)
+	if err == nil {
+		err = bytejson.Unmarshal(b, &out)
+	}
+	if err != nil || in != out {
+		t.Errorf("%+v became %+v: %v", in, out, err)
 	}
 }

@@ -1,4 +1,6 @@
-package main
+// Package printable shows text from outside (images, guests, peers, file names)
+// so that a terminal does nothing but show it.
+package printable
 
 import (
 	"fmt"
@@ -7,14 +9,13 @@ import (
 	"unicode/utf8"
 )
 
-// printable shows a string that comes from an image, a guest or a peer so that a
-// terminal does nothing but show it: control characters and bytes that are no
+// Text shows a string in one line: control characters and bytes that are no
 // UTF-8 become \xNN, other characters that cannot be seen (they change the
-// direction of text, or have no width) \uNNNN.
-func printable(s string) string { return escape(s, "") }
+// direction of text, or have no width) \uNNNN. It is up to four times as long.
+func Text(s string) string { return escape(s, "") }
 
-// printableLines is printable for a text of several lines.
-func printableLines(s string) string { return escape(s, "\n\t") }
+// Lines is Text for a text of several lines: line feeds and tabs stay.
+func Lines(s string) string { return escape(s, "\n\t") }
 
 func escape(s, keep string) string {
 	var b strings.Builder
