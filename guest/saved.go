@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/moovm/moovm/internal/bytejson"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -76,15 +77,15 @@ func (s *Snapshot) Save(dir string, about any) error {
 }
 
 func encodeManifest(s shape, about any) ([]byte, error) {
-	b, err := json.Marshal(about)
+	b, err := bytejson.Marshal(about)
 	if err != nil {
 		return nil, err
 	}
-	if b, err = json.Marshal(savedGuest{Version: manifestVersion, Shape: s, About: b}); err != nil {
+	if b, err = bytejson.Marshal(savedGuest{Version: manifestVersion, Shape: s, About: b}); err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(b)
-	b, err = json.Marshal(manifest{Format: manifestFormat, SHA256: hex.EncodeToString(sum[:]), Guest: b})
+	b, err = bytejson.Marshal(manifest{Format: manifestFormat, SHA256: hex.EncodeToString(sum[:]), Guest: b})
 	return append(b, '\n'), err
 }
 
@@ -126,7 +127,7 @@ func decodeManifest(b []byte, about any) (shape, error) {
 		return damaged(fmt.Sprintf("it has more than %d bytes", maxManifest))
 	}
 	var m manifest
-	if json.Unmarshal(b, &m) != nil || m.Format != manifestFormat {
+	if bytejson.Unmarshal(b, &m) != nil || m.Format != manifestFormat {
 		return damaged("it is no manifest of a snapshot")
 	}
 	var body bytes.Buffer // compact, as it was summed
@@ -137,17 +138,17 @@ func decodeManifest(b []byte, about any) (shape, error) {
 		return damaged("its checksum is not what it says")
 	}
 	var version struct{ Version int }
-	if json.Unmarshal(body.Bytes(), &version) == nil && version.Version > manifestVersion {
+	if bytejson.Unmarshal(body.Bytes(), &version) == nil && version.Version > manifestVersion {
 		return shape{}, fmt.Errorf("%w: its version is %d, this program knows %d", vmm.ErrSnapshotVersion, version.Version, manifestVersion)
 	}
 	var g savedGuest
-	if err := json.Unmarshal(body.Bytes(), &g); err != nil {
+	if err := bytejson.Unmarshal(body.Bytes(), &g); err != nil {
 		return damaged(err.Error())
 	}
 	if g.Version < 1 {
 		return damaged(fmt.Sprintf("version %d", g.Version))
 	}
-	if err := json.Unmarshal(g.About, about); err != nil {
+	if err := bytejson.Unmarshal(g.About, about); err != nil {
 		return damaged(err.Error())
 	}
 	return g.Shape, nil

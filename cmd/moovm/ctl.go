@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/ctl"
+	"github.com/moovm/moovm/internal/printable"
 )
 
 func newCtlCommand() *cobra.Command {
@@ -135,16 +136,16 @@ func ctlStatus(ctx context.Context, c *ctl.Client, o *ctlOptions, _ []string) er
 func writeStatus(w io.Writer, s ctl.Status) {
 	bytes := func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 	fmt.Fprintf(w, "state:      %s\nversion:    %s\nstarted:    %s\nprocessors: %d\nmemory:     %s, of which %s were touched\n",
-		printable(s.State), printable(s.Version), s.Started.Local().Format(time.DateTime), s.CPUs, bytes(s.Memory), bytes(s.MemoryUsed))
+		printable.Text(s.State), printable.Text(s.Version), s.Started.Local().Format(time.DateTime), s.CPUs, bytes(s.Memory), bytes(s.MemoryUsed))
 	for _, d := range s.Disks {
-		path, ro := printable(d.Path), ""
+		path, ro := printable.Text(d.Path), ""
 		if d.Path == "" {
 			path = "an overlay without a name"
 		}
 		if d.ReadOnly {
 			ro = ", read-only"
 		}
-		fmt.Fprintf(w, "disk %-7s%s: %s, %s of its own, %s%s\n", printable(d.Name)+":", path, bytes(d.Size), bytes(d.ActualSize), layers(d.Layers), ro)
+		fmt.Fprintf(w, "disk %-7s%s: %s, %s of its own, %s%s\n", printable.Text(d.Name)+":", path, bytes(d.Size), bytes(d.ActualSize), layers(d.Layers), ro)
 	}
 }
 

@@ -122,7 +122,7 @@ func snapshotInfo(w io.Writer, dir string, asJSON bool) error {
 		return printJSON(w, a)
 	}
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%-18s %s\n", name+":", printable(fmt.Sprintf(format, args...)))
+		fmt.Fprintf(w, "%-18s %s\n", name+":", printable.Text(fmt.Sprintf(format, args...)))
 	}
 	line("snapshot", "%s", dir)
 	line("made", "%s by moovm %s", a.Created.Format("2006-01-02 15:04:05 MST"), a.Moovm)

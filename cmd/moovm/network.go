@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moovm/moovm/guest"
+	"github.com/moovm/moovm/internal/bytejson"
 	"github.com/moovm/moovm/internal/confine"
 	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/usernet"
@@ -50,7 +50,7 @@ func networkMain(argument string) int {
 
 func runNetwork(argument string) error {
 	var job networkJob
-	if err := json.Unmarshal([]byte(argument), &job); err != nil {
+	if err := bytejson.Unmarshal([]byte(argument), &job); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: job.Level}))
@@ -146,7 +146,7 @@ func startNetwork(f *netFlag, confined bool, log *slog.Logger) (*virtionet.Strea
 			log.Warn("a forward listens", "on", l.Addr().String(), "guest_port", p.Port)
 		}
 	}
-	argument, err := json.Marshal(job)
+	argument, err := bytejson.Marshal(job)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/kernel"
 	"github.com/moovm/moovm/kmod"
 	"github.com/moovm/moovm/vmm"
@@ -104,7 +105,7 @@ func (r *restoreRequest) openRestore(ctx context.Context) (_ *restored, err erro
 	}
 	for i, s := range o.about.Shares {
 		if f := r.shares[i]; f.tag != s.Tag || f.writable != s.Writable {
-			return nil, fmt.Errorf("--share %s: the snapshot's share %d is %s, %s", f.text, i+1, printable(s.Tag), map[bool]string{true: "writable", false: "read-only"}[s.Writable])
+			return nil, fmt.Errorf("--share %s: the snapshot's share %d is %s, %s", f.text, i+1, printable.Text(s.Tag), map[bool]string{true: "writable", false: "read-only"}[s.Writable])
 		}
 	}
 	if o.about.Modules {

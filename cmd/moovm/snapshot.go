@@ -19,6 +19,7 @@ import (
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/guestinit"
 	"github.com/moovm/moovm/internal/agent"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -376,7 +377,7 @@ func runAgent(ctx context.Context, c *agent.Client, args []string, stdin io.Read
 	case err != nil:
 		return err
 	case exit.Error != "":
-		return &statusError{exit.Status, errors.New(printable(exit.Error))}
+		return &statusError{exit.Status, errors.New(printable.Text(exit.Error))}
 	}
 	return exitWith(exit.Status, nil)
 }

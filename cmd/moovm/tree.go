@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/lineage"
 )
 
@@ -136,7 +137,7 @@ type treeWriter struct {
 }
 
 func (t *treeWriter) image(i *lineage.Image, first, rest string, above []*lineage.Image) {
-	fmt.Fprintf(t.w, "%s%s", first, printable(t.name(i.Path)))
+	fmt.Fprintf(t.w, "%s%s", first, printable.Text(t.name(i.Path)))
 	if i.Format != "" {
 		fmt.Fprintf(t.w, "  %s %s, takes %s", i.Format, humanize.IBytes(uint64(max(i.Size, 0))), humanize.IBytes(uint64(max(i.ActualSize, 0))))
 	}
@@ -144,7 +145,7 @@ func (t *treeWriter) image(i *lineage.Image, first, rest string, above []*lineag
 		fmt.Fprint(t.w, ", in use")
 	}
 	if i.Problem != nil {
-		fmt.Fprintf(t.w, "  (%s)", printable(i.Problem.Error()))
+		fmt.Fprintf(t.w, "  (%s)", printable.Text(i.Problem.Error()))
 	}
 	fmt.Fprintln(t.w)
 	above = append(above, i)

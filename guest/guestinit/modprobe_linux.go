@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/internal/printable"
 	"github.com/moovm/moovm/kmod"
 	"golang.org/x/sys/unix"
 )
@@ -122,7 +123,7 @@ func modprobeMain(name string) {
 		os.Exit(0)
 	case !errors.Is(err, kmod.ErrUnknownModule):
 		if f, err2 := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err2 == nil {
-			fmt.Fprintf(f, "<4>moovm: %s", control.Printable(err.Error()))
+			fmt.Fprintf(f, "<4>moovm: %s", printable.Text(err.Error()))
 		}
 	}
 	os.Exit(1)

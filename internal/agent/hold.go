@@ -2,10 +2,11 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/moovm/moovm/internal/bytejson"
 )
 
 // Identity is what an agent is told when its stream goes on.
@@ -102,7 +103,7 @@ func Clone(r io.Reader, w io.Writer, commands uint32) (*Client, *Held) {
 // Go lets the stream go on. It must be called once. The error matches ErrIdentity
 // if the agent could not do what id says; the stream goes on nevertheless.
 func (h *Held) Go(ctx context.Context, id Identity) error {
-	b, err := json.Marshal(id)
+	b, err := bytejson.Marshal(id)
 	if err == nil {
 		err = h.c.w.writeLocked(Frame{Kind: KindGo, Payload: b})
 	}

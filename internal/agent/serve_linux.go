@@ -69,7 +69,7 @@ func (a *server) hold(r io.Reader) error {
 	if err == nil && f.Kind != KindGo {
 		err = fmt.Errorf("%w: %d in a stream that stands still", ErrFrame, f.Kind)
 	} else if err == nil {
-		err = json.Unmarshal(f.Payload, &id)
+		err = bytejson.Unmarshal(f.Payload, &id)
 	}
 	if err != nil {
 		return err

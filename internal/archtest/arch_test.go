@@ -52,10 +52,10 @@ var arrows = map[string][]string{
 	"kernel":                {"internal/unpack", "internal/host"},
 	"kernel/debian":         {},
 	"kmod":                  {"kernel", "internal/unpack"},
-	"guest":                 {"virtionet", "virtiovsock", "vmm", "virtio", "virtioblk", "virtio9p", "cowdisk", "guest/control", "initramfs", "guest/imagefs", "guest/sharefs", "internal/blkid", "internal/pipe", "internal/ratelog", "kernel", "kmod", "internal/printable"},
+	"guest":                 {"internal/bytejson", "virtionet", "virtiovsock", "vmm", "virtio", "virtioblk", "virtio9p", "cowdisk", "guest/control", "initramfs", "guest/imagefs", "guest/sharefs", "internal/blkid", "internal/pipe", "internal/ratelog", "kernel", "kmod", "internal/printable"},
 	"guest/imagefs":         {"cowdisk"},
 	"guest/control":         {"internal/bytejson", "internal/printable"},
-	"guest/guestinit":       {"guest/control", "internal/agent", "internal/blkid", "internal/pipe", "kmod", "internal/bytejson"},
+	"guest/guestinit":       {"internal/printable", "guest/control", "internal/agent", "internal/blkid", "internal/pipe", "kmod", "internal/bytejson"},
 	"initramfs":             {"guest/control", "kmod"},
 	"guest/sharefs":         {},
 	"guest/guesttest":       {"guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "cowdisk", "virtioblk", "vmm", "internal/agent", "internal/closing", "internal/confine", "internal/host", "internal/reexec", "internal/sandbox", "internal/bytejson", "internal/printable"},
@@ -69,7 +69,7 @@ var arrows = map[string][]string{
 	"internal/hangfs":       {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"usernet", "virtionet", "virtiovsock", "kernel/debian", "ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/agent", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock", "internal/closing", "internal/printable"},
+	"cmd/moovm": {"internal/bytejson", "internal/printable", "usernet", "virtionet", "virtiovsock", "kernel/debian", "ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/agent", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock", "internal/closing", "internal/printable"},
 	// Examples show the public rooms, to whoever embeds them.
 	"examples": {"usernet", "cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/control", "guest/guestinit", "initramfs", "guest/guesttest", "guest/imagefs", "kernel", "kmod", "vmm"},
 }
