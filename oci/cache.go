@@ -153,3 +153,29 @@ func (c Cache) prune(dir string) {
 		}
 	}
 }
+
+// PullTo is Pull to a file of one's own, where nothing may be yet; layers are
+// kept.
+func (c Cache) PullTo(ctx context.Context, ref, path string, o Options, co CreateOptions) (*Root, error) {
+	co.Blobs = filepath.Join(c.Dir, "layers")
+	if err := os.MkdirAll(co.Blobs, 0o700); err != nil {
+		return nil, err
+	}
+	if o.TempDir == "" {
+		o.TempDir = c.Dir
+	}
+	m, err := Open(ctx, ref, o)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	c.prune(co.Blobs)
+	if err := m.Create(ctx, path, co); err != nil {
+		return nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Root{Path: path, Name: ref, Digest: m.Digest, Size: st.Size(), Layers: m.Layers(), Created: m.Created, Config: m.Config}, nil
+}

@@ -116,6 +116,7 @@ and boots stock Linux kernels on them in a small KVM machine of its own.`,
 	root.PersistentFlags().CountVarP(&g.verbose, "verbose", "v", "say more; twice for debugging")
 	root.AddCommand(
 		newCreateCommand(g),
+		newPullCommand(g),
 		newInfoCommand(),
 		newMapCommand(),
 		newCheckCommand(g),

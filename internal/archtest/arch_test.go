@@ -69,7 +69,7 @@ var arrows = map[string][]string{
 	"internal/hangfs":       {},
 	"internal/e2e":          {},
 	// The program may use every public room.
-	"cmd/moovm": {"internal/bytejson", "internal/printable", "usernet", "virtionet", "virtiovsock", "kernel/debian", "ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/agent", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock", "internal/closing", "internal/printable"},
+	"cmd/moovm": {"internal/bytejson", "internal/printable", "usernet", "virtionet", "virtiovsock", "kernel/debian", "ctl", "delta", "lineage", "guest", "guest/control", "guest/guestinit", "initramfs", "kernel", "kmod", "guest/imagefs", "guest/sharefs", "guest/guesttest", "cowdisk", "vmm", "virtio9p", "virtioblk", "virtio/vhostuser", "internal/agent", "internal/sandbox", "internal/confine", "internal/host", "internal/reexec", "internal/unixsock", "internal/closing", "internal/printable", "oci"},
 	// Examples show the public rooms, to whoever embeds them.
 	"examples": {"usernet", "cowdisk", "virtio", "virtio/mmio", "virtioblk", "virtio9p", "guest", "guest/control", "guest/guestinit", "initramfs", "guest/guesttest", "guest/imagefs", "kernel", "kmod", "vmm"},
 }
