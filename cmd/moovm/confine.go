@@ -35,6 +35,6 @@ func confineSelf(log *slog.Logger, n confine.Needs) error {
 	if err != nil {
 		return fmt.Errorf("%w; --no-confine goes on without", err)
 	}
-	log.Info("this process is confined", "landlock", r.Landlock, "seccomp", r.Seccomp, "capabilities", r.Capabilities)
+	log.Info("this process is confined", "landlock", r.Landlock, "seccomp", r.Seccomp, "capabilities", r.Capabilities, "root", r.Root)
 	return nil
 }

@@ -40,7 +40,7 @@ var arrows = map[string][]string{
 	"internal/host":         {},
 	"internal/reexec":       {},
 	"internal/ptytest":      {},
-	"internal/confine":      {},
+	"internal/confine":      {"internal/kvm"},
 	"vmm":                   {"virtio", "virtio/pci", "virtio/mmio", "internal/kvm"},
 	"internal/agent":        {"internal/bytejson"},
 	"internal/bytejson":     {},

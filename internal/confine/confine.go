@@ -32,6 +32,9 @@ type Result struct {
 	// Capabilities says whether those that are not needed are gone. They stay in
 	// a program that is built with cgo, whose threads Go does not know.
 	Capabilities bool
+	// Root says whether the process has a root folder in which there is nothing
+	// but its folders. It takes the right to mount.
+	Root bool
 }
 
 // ErrUnsupported says that the system has no means to confine a process.

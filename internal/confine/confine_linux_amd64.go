@@ -2,7 +2,6 @@ package confine
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -22,24 +21,27 @@ func Apply(n Needs) (Result, error) {
 	// What the library would open later.
 	_, _ = time.Now().Zone() // reads /etc/localtime
 
+	if err := closeInherited(); err != nil {
+		return r, fmt.Errorf("confine: descriptors that were inherited: %w", err)
+	}
 	var err error
+	if len(n.Write) > 0 {
+		// What is made from now on has the mode that it is made with: it cannot
+		// be changed by path afterwards.
+		unix.Umask(0)
+	}
+	if r.Root, err = privateRoot(n); err != nil {
+		return r, err
+	}
 	if r.Landlock, err = restrictFiles(n); err != nil {
 		return r, err
 	}
 	if r.Capabilities, err = keepCapabilities(capabilities(n)); err != nil {
 		return r, fmt.Errorf("confine: %w", err)
 	}
-	if len(n.Write) > 0 {
-		// What is made from now on has the mode that it is made with: it cannot
-		// be changed by path afterwards.
-		unix.Umask(0)
-	}
 	if seccomp.Supported() {
-		for _, p := range append(refusals(), allowed(n)) {
-			f := seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: p}
-			if err := seccomp.LoadFilter(f); err != nil {
-				return r, fmt.Errorf("confine: %w", err)
-			}
+		if err := filterCalls(n); err != nil {
+			return r, fmt.Errorf("confine: %w", err)
 		}
 		r.Seccomp = true
 	}
@@ -47,6 +49,27 @@ func Apply(n Needs) (Result, error) {
 		return r, ErrUnsupported
 	}
 	return r, nil
+}
+
+// filterCalls puts the filters of system calls in force. The list of those that
+// are allowed comes last: more filters are not among them.
+func filterCalls(n Needs) error {
+	load := func(p seccomp.Policy) error {
+		return seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: p})
+	}
+	for _, p := range refusals() {
+		if err := load(p); err != nil {
+			return err
+		}
+	}
+	program, err := requestFilter(requests())
+	if err == nil {
+		err = loadFilter(program)
+	}
+	if err != nil {
+		return fmt.Errorf("the filter of ioctl: %w", err)
+	}
+	return load(allowed(n))
 }
 
 // capabilities are those that a root process needs to go on with the files of
@@ -135,7 +158,7 @@ func allowed(n Needs) seccomp.Policy {
 			"recvfrom", "recvmsg", "sendto", "sendmsg")
 	}
 	if n.Sockets {
-		names = append(names, "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername",
+		names = append(names, "accept4", "shutdown", "getsockopt", "getsockname", "getpeername",
 			"recvfrom", "recvmsg", "sendto", "sendmsg", "memfd_create")
 	}
 	files := len(n.Read)+len(n.Write)+len(n.Images) > 0
@@ -185,11 +208,11 @@ func refusals() []seccomp.Policy {
 	return []seccomp.Policy{
 		refuse("mmap", when(2, seccomp.BitsSet, unix.PROT_EXEC)),
 		refuse("mprotect", when(2, seccomp.BitsSet, unix.PROT_EXEC)),
-		// Threads, no processes, and no namespaces.
-		refuse("clone", when(0, seccomp.BitsNotSet, unix.CLONE_THREAD), when(0, seccomp.BitsSet, newNamespaces)),
+		// Threads, no processes; of the flags only those that Go and C libraries
+		// give: no namespaces, no pidfd, no tracing.
+		refuse("clone", when(0, seccomp.BitsNotSet, unix.CLONE_THREAD), when(0, seccomp.BitsSet, ^uint64(threadFlags))),
 		// Signals to threads of this process only.
 		refuse("tgkill", when(0, seccomp.NotEqual, uint64(unix.Getpid()))),
-		refuse("ioctl", otherRequests()...),
 		// Sockets of the Internet, no others.
 		refuse("socket", seccomp.ArgumentConditions{
 			{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_INET}, {Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_INET6},
@@ -199,14 +222,16 @@ func refusals() []seccomp.Policy {
 		refuse("fcntl", otherCommands(), seccomp.ArgumentConditions{
 			{Argument: 1, Operation: seccomp.Equal, Value: unix.F_SETFL}, {Argument: 2, Operation: seccomp.BitsSet, Value: unix.O_ASYNC},
 		}),
+		// No devices, which only CAP_MKNOD could make: S_IFCHR is a bit of S_IFBLK.
+		refuse("mknodat", when(2, seccomp.BitsSet, unix.S_IFCHR)),
 		// The times of what a descriptor holds: without a path.
 		refuse("utimensat", when(1, seccomp.NotEqual, 0)),
-		// The request's upper half, which the kernel does not look at.
-		refuse("ioctl", when(1, seccomp.GreaterThan, math.MaxUint32)),
 	}
 }
 
-const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+// threadFlags are the flags of clone(2) that make a thread.
+const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_SYSVSEM |
+	unix.CLONE_SETTLS | unix.CLONE_PARENT_SETTID | unix.CLONE_CHILD_CLEARTID | unix.CLONE_CHILD_SETTID | unix.CLONE_DETACHED
 
 // otherCommands matches the commands of fcntl that nothing here needs.
 func otherCommands() (all seccomp.ArgumentConditions) {
@@ -217,22 +242,4 @@ func otherCommands() (all seccomp.ArgumentConditions) {
 		all = append(all, seccomp.Condition{Argument: 1, Operation: seccomp.NotEqual, Value: command})
 	}
 	return all
-}
-
-// otherRequests matches the ioctls that are neither KVM's, whose type (the
-// second byte) is 0xae, nor those that a terminal needs.
-func otherRequests() (any []seccomp.ArgumentConditions) {
-	const kvmType = 0xae
-	for bit := uint64(1); bit <= 0x80; bit <<= 1 {
-		op := seccomp.BitsSet
-		if kvmType&bit != 0 {
-			op = seccomp.BitsNotSet
-		}
-		all := seccomp.ArgumentConditions{{Argument: 1, Operation: op, Value: bit << 8}}
-		for _, request := range []uint64{unix.TCGETS, unix.TCSETS, unix.TCSETSW, unix.TCSETSF, unix.TIOCGWINSZ} {
-			all = append(all, seccomp.Condition{Argument: 1, Operation: seccomp.NotEqual, Value: request})
-		}
-		any = append(any, all)
-	}
-	return any
 }
