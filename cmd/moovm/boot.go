@@ -136,6 +136,7 @@ func (r *machineRequest) connect(c *guest.Config, g *globals, end context.Cancel
 	if r.console == "-" || r.console == "" && len(r.command) == 0 {
 		c.Console.Out = os.Stdout
 	}
+	dir, user, env := r.imageCommand()
 	switch {
 	case len(r.command) == 0 && tty != nil:
 		c.Console.In = tty
@@ -143,13 +144,13 @@ func (r *machineRequest) connect(c *guest.Config, g *globals, end context.Cancel
 		c.Console.In = os.Stdin
 	case tty != nil:
 		rows, columns := tty.Size()
-		c.Command = &control.Command{Args: r.command, Dir: "/", Terminal: true, Rows: rows, Columns: columns}
+		c.Command = &control.Command{Args: r.command, Dir: dir, User: user, Env: env, Terminal: true, Rows: rows, Columns: columns}
 		if name := os.Getenv("TERM"); name != "" {
-			c.Command.Env = []string{"TERM=" + name}
+			c.Command.Env = append([]string{"TERM=" + name}, env...)
 		}
 		c.Stdin, c.Stdout, c.Stderr = tty, os.Stdout, os.Stderr
 	default:
-		c.Command = &control.Command{Args: r.command, Dir: "/"}
+		c.Command = &control.Command{Args: r.command, Dir: dir, User: user, Env: env}
 		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	}
 	return tty, nil

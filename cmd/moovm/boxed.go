@@ -13,6 +13,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/guest/control"
+	"github.com/moovm/moovm/internal/bytejson"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/internal/reexec"
 	"github.com/moovm/moovm/internal/sandbox"
@@ -22,7 +23,7 @@ import (
 // machine does the rest: it has the keyboard and keeps the time. The arguments
 // are the same.
 func relayedRole() reexec.Role {
-	return reexec.Role{Name: "relayed", Main: func(string) int { return program(os.Args[1:], true) }}
+	return reexec.Role{Name: "relayed", Main: func(root string) int { return program(os.Args[1:], true, root) }}
 }
 
 // runBoxed runs this same command line on an emulated host, which may write to
@@ -57,8 +58,16 @@ func (r *machineRequest) runBoxed(ctx context.Context, g *globals, writable []st
 		}
 		c.Writable = append(c.Writable, path)
 	}
+	root := ""
+	if r.root != nil { // there is no network to pull it by
+		b, err := bytejson.Marshal(r.root)
+		if err != nil {
+			return cannot(err)
+		}
+		root = string(b)
+	}
 	box := box{
-		args: append([]string{program}, g.args...), env: []string{relayedRole().Env("")},
+		args: append([]string{program}, g.args...), env: []string{relayedRole().Env(root)},
 		terminal: r.tty || len(r.command) == 0, escape: true, failed: guest.StatusCannotRun,
 	}
 	return box.run(ctx, g, c)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/moovm/moovm/guest"
 	"github.com/moovm/moovm/internal/host"
+	"github.com/moovm/moovm/oci"
 	"github.com/moovm/moovm/vmm"
 )
 
@@ -33,6 +34,8 @@ type machineFlags struct {
 	noConfine                       bool
 	tty                             bool
 	images                          imageFlags
+	image                           string
+	pull                            pullFlags
 }
 
 func (m *machineFlags) register(f *pflag.FlagSet) {
@@ -57,6 +60,9 @@ func (m *machineFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.control, "control", "", "`unix:PATH[,dir=DIR]` of a socket to make, where `moovm ctl` and others can ask the machine; disk snapshots are made below DIR; a comma in a path is written twice")
 	f.BoolVar(&m.noConfine, "no-confine", false, noConfineHelp)
 	f.BoolVarP(&m.tty, "tty", "t", false, "give COMMAND a terminal, which is this one: for shells, editors and passwords")
+	f.StringVar(&m.image, "image", "", "run COMMAND on an ephemeral overlay of a container image, `REF` or file as moovm pull takes it; entrypoint, environment, folder and user are the image's")
+	f.Var(&m.pull.size, "size", "size of the disk of --image (default: what it needs, and more)")
+	m.pull.register(f)
 	m.images.register(f)
 }
 
@@ -72,6 +78,10 @@ type machineRequest struct {
 	disks                           []diskFlag
 	shares                          []shareFlag
 	images                          imageFlags
+	image                           string // becomes base, and more of command
+	pull                            oci.Options
+	create                          oci.CreateOptions
+	root                            *oci.Root // of image, once it is there
 	memory                          int64
 	cpus                            int
 	noTree                          bool
@@ -92,7 +102,7 @@ type machineRequest struct {
 // request finds what is wrong with the flags alone, and takes them apart.
 func (m *machineFlags) request(command []string) (*machineRequest, error) {
 	r := &machineRequest{
-		kernel: m.kernel, modules: m.modules, initrd: m.initrd, append: m.append, base: m.base, images: m.images,
+		kernel: m.kernel, modules: m.modules, initrd: m.initrd, append: m.append, base: m.base, images: m.images, image: m.image,
 		memory: int64(m.memory), cpus: m.cpus, noTree: m.noTree,
 		command: command, tty: m.tty, timeout: m.timeout, console: m.console, accel: m.accel, confine: !m.noConfine,
 	}
@@ -115,8 +125,18 @@ func (m *machineFlags) request(command []string) (*machineRequest, error) {
 		return nil, fmt.Errorf("--append: its %d bytes are more than the %d that the kernel keeps; shorten it", len(m.append), maxCommandLine)
 	case len(command) > 0 && m.initrd != "":
 		return nil, errors.New("an initrd of your own cannot run a COMMAND; leave --initrd or COMMAND out")
-	case m.tty && len(command) == 0:
+	case m.image != "" && m.base != "":
+		return nil, errors.New("--image is a base itself; leave --image or --base out")
+	case m.image != "" && m.initrd != "":
+		return nil, errors.New("an initrd of your own cannot run an image's command; leave --initrd or --image out")
+	case m.image == "" && m.pull.used():
+		return nil, errors.New("--size, --platform and --mirror are for --image; leave them out")
+	case m.tty && len(command) == 0 && m.image == "":
 		return nil, errors.New("--tty is for a COMMAND; without one, the terminal is the guest's console anyway")
+	}
+	var err error
+	if r.pull, r.create, err = m.pull.options(); err != nil {
+		return nil, err
 	}
 	if m.metrics != "" {
 		var ok bool
@@ -124,7 +144,6 @@ func (m *machineFlags) request(command []string) (*machineRequest, error) {
 			return nil, fmt.Errorf("--metrics %s: write unix:PATH", m.metrics)
 		}
 	}
-	var err error
 	if r.net, err = parseNet(m.net); err != nil {
 		return nil, err
 	}
@@ -153,8 +172,8 @@ func (m *machineFlags) request(command []string) (*machineRequest, error) {
 		tags[f.tag], f.text = true, s
 		r.shares = append(r.shares, f)
 	}
-	if len(command) == 0 && m.base == "" && m.initrd == "" && len(m.disks) == 0 {
-		return nil, errors.New("there is nothing to run; name a disk (--base or --disk), an --initrd, or a COMMAND after --")
+	if len(command) == 0 && m.image == "" && m.base == "" && m.initrd == "" && len(m.disks) == 0 {
+		return nil, errors.New("there is nothing to run; name a disk (--image, --base or --disk), an --initrd, or a COMMAND after --")
 	}
 	return r, nil
 }

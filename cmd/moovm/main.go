@@ -24,12 +24,13 @@ var version = "dev"
 
 func main() {
 	guesttest.Hook(relayedRole(), networkRole(), vsockRole()) // this program is also the guests' init
-	os.Exit(program(os.Args[1:], false))
+	os.Exit(program(os.Args[1:], false, ""))
 }
 
 // program is what this process does, from its arguments to its exit status.
-func program(args []string, relayed bool) int {
-	g := &globals{args: args, relayed: relayed, mayConfine: true}
+// pulled is what the relaying side made of --image.
+func program(args []string, relayed bool, pulled string) int {
+	g := &globals{args: args, relayed: relayed, relayedRoot: pulled, mayConfine: true}
 	if relayed {
 		g.signals = catchInterrupts(signalTimeout, signalQuit)
 	} else {
@@ -74,6 +75,8 @@ type globals struct {
 	args    []string // of this program
 	signals *interrupts
 	relayed bool // see relayedRole
+	// relayedRoot is the oci.Root that the other side made, as JSON.
+	relayedRoot string
 }
 
 func (g *globals) logger() *slog.Logger {

@@ -15,7 +15,7 @@ func TestParseNet(t *testing.T) {
 	if err != nil || !f.user || !f.policy.Public || f.policy.Host {
 		t.Errorf("%+v, %v", f, err)
 	}
-	f, err = parseNet("user,host,forward=8080:80,forward=0.0.0.0:2222:22,allow=deb.debian.org:80,allow=10.1.0.0/16,mac=02:00:00:00:00:09,mtu=9000")
+	f, err = parseNet("user,host,forward=8080:80,forward=0.0.0.0:2222:22,allow=mirror.example:80,allow=10.1.0.0/16,mac=02:00:00:00:00:09,mtu=9000")
 	if err != nil || f.policy.Public || !f.policy.Host || len(f.forwards) != 2 || len(f.policy.Allow) != 2 || f.mac[5] != 9 || f.mtu != 9000 {
 		t.Errorf("%+v, %v", f, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/moovm/moovm/internal/bytejson"
 	"github.com/moovm/moovm/internal/host"
 	"github.com/moovm/moovm/oci"
 )
@@ -27,6 +28,8 @@ func (p *pullFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&p.platform, "platform", "", "the image's platform, as `OS/ARCH` (default linux/amd64)")
 	f.StringArrayVar(&p.mirrors, "mirror", nil, "`REGISTRY=HOST`: a mirror that is asked first, such as docker.io=mirror.example:5000 (repeatable; http:// in front of HOST means without TLS)")
 }
+
+func (p *pullFlags) used() bool { return p.size != 0 || p.platform != "" || len(p.mirrors) > 0 }
 
 // options find what is wrong with the flags.
 func (p *pullFlags) options() (oci.Options, oci.CreateOptions, error) {
@@ -80,7 +83,7 @@ The disk is sparse, and as large as -s says: without it, 4 GiB or half of the
 contents more than the image needs. The kernel is moovm's, the image needs none.`,
 		Example: `  moovm pull debian:12
   moovm create -b "$(moovm pull -q debian:12)" root.cow
-  moovm pull -o base.img -s 20G ghcr.io/some/image@sha256:…
+  moovm pull -o base.img -s 20G registry.example/some/image@sha256:…
   docker save image | moovm pull -o base.img -`,
 		Args: wantArgs("REF"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -136,4 +139,54 @@ func pull(ctx context.Context, g *globals, ref, out string, o oci.Options, co oc
 		return nil, &statusError{exitInterrupted, errors.New("interrupted; of the image there are only whole layers in the cache")}
 	}
 	return r, err
+}
+
+// imageRoot is the root disk for `run --image`, and what the image says about
+// its command: the one that was pulled last if there is one.
+func imageRoot(ctx context.Context, g *globals, ref string, o oci.Options, co oci.CreateOptions) (*oci.Root, error) {
+	cache, err := imageCache(g)
+	if err != nil {
+		return nil, err
+	}
+	if r := cache.Find(ref, o, co); r != nil {
+		return r, nil
+	}
+	return pull(ctx, g, ref, "", o, co)
+}
+
+// takeImage makes the image's root disk the machine's, and its command, folder,
+// environment and user the command's.
+func (r *machineRequest) takeImage(ctx context.Context, g *globals) error {
+	if r.image == "" {
+		return nil
+	}
+	root := &oci.Root{}
+	var err error
+	if g.relayedRoot != "" { // the other side has pulled it
+		err = bytejson.Unmarshal([]byte(g.relayedRoot), root)
+	} else {
+		root, err = imageRoot(ctx, g, r.image, r.pull, r.create)
+	}
+	if err != nil {
+		return err
+	}
+	r.root = root
+	r.base = root.Path + ",format=raw"
+	r.command = root.Config.Command(r.command)
+	if len(r.command) == 0 {
+		return fmt.Errorf("--image %s: the image says nothing about its command; write one behind --", r.image)
+	}
+	return nil
+}
+
+// imageCommand is what the image says about the command, but for its arguments.
+func (r *machineRequest) imageCommand() (dir, user string, env []string) {
+	if r.root == nil {
+		return "/", "", nil
+	}
+	c := r.root.Config
+	if dir = c.WorkingDir; dir == "" {
+		dir = "/"
+	}
+	return filepath.Join("/", dir), c.User, c.Env
 }

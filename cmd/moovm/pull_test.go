@@ -134,3 +134,53 @@ func TestPullInterrupted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestImageRequest has the flags of run that go with --image.
+func TestImageRequest(t *testing.T) {
+	for _, c := range []struct {
+		m    machineFlags
+		want string
+	}{
+		{machineFlags{image: "x", base: "y"}, "--image or --base"},
+		{machineFlags{image: "x", initrd: "y"}, "--initrd or --image"},
+		{machineFlags{pull: pullFlags{size: 1}}, "are for --image"},
+		{machineFlags{image: "x", pull: pullFlags{mirrors: []string{"y"}}}, "REGISTRY=HOST"},
+		{machineFlags{image: "x", tty: true}, ""},
+	} {
+		c.m.accel, c.m.virtio, c.m.cpus = "auto", "pci", 1
+		_, err := c.m.request(nil)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: %v; want %q", c.m, err, c.want)
+		}
+	}
+}
+
+func TestTakeImage(t *testing.T) {
+	t.Setenv("MOOVM_CACHE", t.TempDir())
+	img := ocitest.Image(t, v1.Config{Entrypoint: []string{"/bin/e"}, Cmd: []string{"c"}, Env: []string{"A=b"}, User: "u", WorkingDir: "/w"}, ocitest.Tar(t, ocitest.File("f", "data")))
+	bare := ocitest.Image(t, v1.Config{}, ocitest.Tar(t, ocitest.File("f", "data")))
+	g := &globals{quiet: true}
+	r := &machineRequest{image: ocitest.Folder(t, img), command: []string{"arg"}}
+	r.create.Size = 64 << 20
+	if err := r.takeImage(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	dir, user, env := r.imageCommand()
+	if strings.Join(r.command, " ") != "/bin/e arg" || dir != "/w" || user != "u" || len(env) != 1 || !strings.HasSuffix(r.base, ".img,format=raw") {
+		t.Errorf("%+v: %s, %s, %s", r, dir, user, env)
+	}
+	// In the sandbox, what the other side found is taken.
+	b, err := json.Marshal(r.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := &machineRequest{image: "no/such:image"}
+	if err := inner.takeImage(t.Context(), &globals{relayedRoot: string(b)}); err != nil || inner.base != r.base || strings.Join(inner.command, " ") != "/bin/e c" {
+		t.Errorf("%+v, %v", inner, err)
+	}
+	r = &machineRequest{image: ocitest.Folder(t, bare)}
+	r.create.Size = 64 << 20
+	if err := r.takeImage(t.Context(), g); err == nil || !strings.Contains(err.Error(), "behind --") {
+		t.Error(err)
+	}
+}

@@ -53,11 +53,12 @@ sandbox), which is slower; --accel chooses.
 
 Exit status: COMMAND's; 124 timeout, 125 the machine could not run or ended too
 early, 126 kernel panic, 130 interrupted; 0 after a power-off.`,
-		Example: `  moovm run --kernel vmlinuz --disk root.cow
+		Example: `  moovm run --image debian:12 -- cat /etc/os-release
+  moovm run --kernel vmlinuz --disk root.cow
   moovm run --kernel vmlinuz --base base.img -- sh -c 'uname -a; exit 7'
   moovm run --kernel vmlinuz --base base.img --disk data.cow -t -- bash
   moovm run --kernel vmlinuz --base base.img --net user,forward=8080:80 -- ./server
-  moovm run --kernel vmlinuz --base base.img --net user,allow=deb.debian.org:80 -- apt-get update
+  moovm run --kernel vmlinuz --base base.img --net user,allow=mirror.example:80 -- apt-get update
   moovm run --kernel vmlinuz --disk root.cow --metrics unix:root.metrics
   moovm run --kernel vmlinuz --disk root.cow --disk data.img,format=raw,ro --memory 2G --timeout 5m -- make check`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -97,6 +98,12 @@ func (r *machineRequest) run(ctx context.Context, g *globals) error {
 	r.images.log = g.logger()
 	var err error
 	if r.kernel, err = g.kernelFile(ctx, r.kernel); err != nil {
+		return r.cannot(ctx, err)
+	}
+	if err := r.takeImage(ctx, g); err != nil {
+		if ended := (*statusError)(nil); errors.As(err, &ended) {
+			return err
+		}
 		return r.cannot(ctx, err)
 	}
 	o, err := r.open(ctx)

@@ -74,7 +74,7 @@ Exit status: SETUP's if that is not 0; else as of moovm run.`,
 
 // notForSnapshots are the flags of moovm run that mean nothing for a snapshot, or
 // whose devices cannot be frozen yet.
-var notForSnapshots = []string{"metrics", "control", "tty", "initrd", "net", "vsock"}
+var notForSnapshots = []string{"metrics", "control", "tty", "initrd", "net", "vsock", "image", "size", "platform", "mirror"}
 
 func newSnapshotRequest(flags *pflag.FlagSet, m *machineFlags, dir, await string, args []string) (*snapshotRequest, error) {
 	for _, name := range notForSnapshots {

@@ -68,6 +68,9 @@ type Command struct {
 	Args []string `json:"args"`
 	Env  []string `json:"env,omitempty"` // added to PATH, HOME and TERM
 	Dir  string   `json:"dir,omitempty"` // working folder; empty = /
+	// User is who it runs as: NAME or UID, and :GROUP or :GID behind it, as the
+	// root disk's own /etc/passwd and /etc/group know them; empty = root.
+	User string `json:"user,omitempty"`
 	// Terminal gives the command a pseudo terminal of its own; stdout and
 	// stderr then arrive as one stream.
 	Terminal bool `json:"terminal,omitempty"`

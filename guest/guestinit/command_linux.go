@@ -25,7 +25,15 @@ func (in *initProcess) runCommand(c control.Command) error {
 		_ = os.WriteFile("/proc/sys/kernel/core_pattern", []byte(in.cfg.CorePattern), 0)
 		_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 	}
-	env := commandEnv(c.Env)
+	who, err := lookAccount(c.User)
+	if err != nil {
+		return err
+	}
+	env := c.Env
+	if who != nil {
+		env = append(who.env, env...)
+	}
+	env = commandEnv(env)
 	if err := in.setup(c, env); err != nil {
 		return err
 	}
@@ -33,7 +41,7 @@ func (in *initProcess) runCommand(c control.Command) error {
 	if err != nil {
 		return err
 	}
-	p, err := startCommand(c, program, env)
+	p, err := startCommand(c, program, env, who)
 	if err != nil {
 		if c.Dir != "" {
 			if _, err := os.Stat(c.Dir); err != nil {
@@ -111,9 +119,9 @@ type process struct {
 	terminal bool
 }
 
-func startCommand(c control.Command, program string, env []string) (*process, error) {
+func startCommand(c control.Command, program string, env []string, who *account) (*process, error) {
 	if c.Terminal {
-		return startOnTerminal(c, program, env)
+		return startOnTerminal(c, program, env, who)
 	}
 	var ends []*os.File
 	closeAll := func() {
@@ -135,13 +143,14 @@ func startCommand(c control.Command, program string, env []string) (*process, er
 		pipes[i] = [2]*os.File{r, w}
 		ends = append(ends, r, w)
 	}
+	who.own(ends...)
 	pid, err := syscall.ForkExec(program, c.Args, &syscall.ProcAttr{
 		Dir:   workDir(c),
 		Env:   env,
 		Files: []uintptr{pipes[0][0].Fd(), pipes[1][1].Fd(), pipes[2][1].Fd()},
 		// A group, for signals, but no session of its own: a session's leader
 		// would get every terminal that it opens as its controlling one.
-		Sys: &syscall.SysProcAttr{Setpgid: true},
+		Sys: who.attributes(&syscall.SysProcAttr{Setpgid: true}),
 	})
 	if err != nil {
 		closeAll()
@@ -157,7 +166,7 @@ func startCommand(c control.Command, program string, env []string) (*process, er
 	return p, nil
 }
 
-func startOnTerminal(c control.Command, program string, env []string) (*process, error) {
+func startOnTerminal(c control.Command, program string, env []string, who *account) (*process, error) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
@@ -181,11 +190,12 @@ func startOnTerminal(c control.Command, program string, env []string) (*process,
 		return nil, err
 	}
 	defer slave.Close()
+	who.own(slave)
 	pid, err := syscall.ForkExec(program, c.Args, &syscall.ProcAttr{
 		Dir:   workDir(c),
 		Env:   env,
 		Files: []uintptr{slave.Fd(), slave.Fd(), slave.Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0},
+		Sys:   who.attributes(&syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}),
 	})
 	if err != nil {
 		master.Close()

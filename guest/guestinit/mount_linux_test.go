@@ -72,7 +72,7 @@ func TestStartCommand(t *testing.T) {
 	dir := t.TempDir()
 	for _, terminal := range []bool{false, true} {
 		c := control.Command{Args: []string{"sh", "-c", "pwd; echo $X; read line; echo $line; echo err >&2; kill -9 $$"}, Dir: dir, Terminal: terminal, Rows: 5, Columns: 6}
-		p, err := startCommand(c, sh, []string{"X=value"})
+		p, err := startCommand(c, sh, []string{"X=value"}, nil)
 		if err != nil {
 			if terminal {
 				t.Skipf("no pseudo terminals here: %v", err)
@@ -110,7 +110,7 @@ func TestStartCommand(t *testing.T) {
 			p.stderr.Close()
 		}
 	}
-	if _, err := startCommand(control.Command{Args: []string{"x"}}, filepath.Join(dir, "none"), nil); !errors.Is(err, unix.ENOENT) {
+	if _, err := startCommand(control.Command{Args: []string{"x"}}, filepath.Join(dir, "none"), nil, nil); !errors.Is(err, unix.ENOENT) {
 		t.Error(err)
 	}
 }

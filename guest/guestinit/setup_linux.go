@@ -34,7 +34,7 @@ func runSetup(line string, c control.Command, env []string, output func([]byte))
 	if _, err := os.Stat(shell); err != nil {
 		return failed("there is no %s; use a root file system that has one", shell)
 	}
-	p, err := startCommand(control.Command{Args: []string{shell, "-c", line}, Dir: c.Dir, Merge: true}, shell, env)
+	p, err := startCommand(control.Command{Args: []string{shell, "-c", line}, Dir: c.Dir, Merge: true}, shell, env, nil)
 	if err != nil {
 		return failed("%w", errCause(err))
 	}
