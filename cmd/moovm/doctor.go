@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -52,9 +51,7 @@ Exit status: 0 if guests can run here, 1 if not.`,
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(d); err != nil {
+				if err := printJSON(cmd.OutOrStdout(), d); err != nil {
 					return err
 				}
 			} else {

@@ -28,6 +28,10 @@ the image from being used (its base is missing, stale, outside the allowed
 folders, unreadable, truncated; a loop; too many layers) is told on a warning:
 line, and in JSON in problem, with kind and path. The exit status is 0.
 
+Control characters and bytes that are no UTF-8 are shown escaped, as \xNN. In
+the JSON of all commands a name that is no UTF-8 is "\u0000base64:" and its
+bytes in base64.
+
 Of a folder that moovm snapshot made it shows what is in it, and what it needs.`,
 		Example: `  moovm info root.cow
   moovm info --chain --json root.cow | jq '.[].filename'`,

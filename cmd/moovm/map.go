@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/bytejson"
 	"github.com/moovm/moovm/internal/printable"
 )
 
@@ -85,6 +86,7 @@ func mapJSON(cmd *cobra.Command, out *bufio.Writer, d *cowdisk.Disk, trouble *pr
 			m.Depth++
 			m.Filename = trouble.Path
 		}
+		m.Filename = bytejson.Encode(m.Filename)
 		line, err := json.Marshal(m)
 		if err != nil {
 			return err

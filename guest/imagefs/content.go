@@ -14,6 +14,7 @@ import (
 	"github.com/hugelgupf/p9/linux"
 
 	"github.com/moovm/moovm/cowdisk"
+	"github.com/moovm/moovm/internal/bytejson"
 )
 
 // content is what a file contains.
@@ -220,7 +221,7 @@ func (c *extentMap) append(b []byte, e *cowdisk.Extent) []byte {
 	if e.Filename != "" {
 		if e.Filename != c.file || c.quoted == nil {
 			c.file = e.Filename
-			c.quoted, _ = json.Marshal(c.d.hide(e.Filename)) // a string: it cannot fail
+			c.quoted, _ = json.Marshal(bytejson.Encode(c.d.hide(e.Filename))) // a string: it cannot fail
 		}
 		b = append(b, `,"filename":`...)
 		b = append(b, c.quoted...)

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/hugelgupf/p9/p9"
+
+	"github.com/moovm/moovm/internal/bytejson"
 )
 
 // Tree is the metadata tree of a machine. It is a p9.Attacher and may serve
@@ -196,11 +198,13 @@ func (t *Tree) files(path string, d *Disk, l Layer, depth int) []*node {
 		value("format", func() any { return l.Info().Format }),
 		t.text(path+"/header", l.HeaderBytes),
 		t.text(path+"/info", func() []byte {
-			b, err := json.MarshalIndent(d.info(l), "", "  ")
+			b, err := bytejson.Marshal(d.info(l))
 			if err != nil {
 				return nil // an Info is plain data: this does not happen
 			}
-			return append(b, '\n')
+			var out bytes.Buffer
+			_ = json.Indent(&out, b, "", "  ") // it is JSON
+			return append(out.Bytes(), '\n')
 		}),
 		extents,
 		value("mtime", func() any {

@@ -53,7 +53,7 @@ var arrows = map[string][]string{
 	"kernel/debian":         {},
 	"kmod":                  {"kernel", "internal/unpack"},
 	"guest":                 {"internal/bytejson", "virtionet", "virtiovsock", "vmm", "virtio", "virtioblk", "virtio9p", "cowdisk", "guest/control", "initramfs", "guest/imagefs", "guest/sharefs", "internal/blkid", "internal/pipe", "internal/ratelog", "kernel", "kmod", "internal/printable"},
-	"guest/imagefs":         {"cowdisk"},
+	"guest/imagefs":         {"cowdisk", "internal/bytejson"},
 	"guest/control":         {"internal/bytejson", "internal/printable"},
 	"guest/guestinit":       {"internal/printable", "guest/control", "internal/agent", "internal/blkid", "internal/pipe", "kmod", "internal/bytejson"},
 	"initramfs":             {"guest/control", "kmod"},

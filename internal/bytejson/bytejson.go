@@ -53,12 +53,16 @@ func Unmarshal(b []byte, v any) error {
 	return walk(reflect.ValueOf(v).Elem(), decode, 0) // a pointer: or json would have said so
 }
 
-func encode(s string) (string, error) {
+// Encode is the valid UTF-8 that Marshal writes for s: s itself, or its bytes in
+// base64 behind the mark. It is for those who write JSON themselves.
+func Encode(s string) string {
 	if utf8.ValidString(s) && !strings.HasPrefix(s, mark) {
-		return s, nil
+		return s
 	}
-	return mark + base64.StdEncoding.EncodeToString([]byte(s)), nil
+	return mark + base64.StdEncoding.EncodeToString([]byte(s))
 }
+
+func encode(s string) (string, error) { return Encode(s), nil }
 
 func decode(s string) (string, error) {
 	text, ok := strings.CutPrefix(s, mark)
@@ -158,6 +162,9 @@ func entries(v reflect.Value, f func(string) (string, error), depth int) error {
 
 // ownMethods says whether encoding/json uses methods of the type.
 func ownMethods(t reflect.Type) bool {
+	if t.PkgPath() == "" && t.Kind() != reflect.Pointer && t.Kind() != reflect.Struct && t.Kind() != reflect.Interface {
+		return false // no type of anybody's
+	}
 	for _, i := range []reflect.Type{
 		reflect.TypeFor[json.Marshaler](), reflect.TypeFor[json.Unmarshaler](),
 		reflect.TypeFor[encoding.TextMarshaler](), reflect.TypeFor[encoding.TextUnmarshaler](),
