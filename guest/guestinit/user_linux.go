@@ -78,6 +78,10 @@ func readAccount(user, passwd, group string) (*account, error) {
 			return nil, fmt.Errorf("the guest's %s knows no group %.80q", group, groupName)
 		}
 	}
+	// As initgroups(3) has it: the first group is one of all.
+	if !slices.Contains(a.cred.Groups, a.cred.Gid) {
+		a.cred.Groups = append([]uint32{a.cred.Gid}, a.cred.Groups...)
+	}
 	a.env = []string{"HOME=" + home, "USER=" + name, "LOGNAME=" + name}
 	return a, nil
 }

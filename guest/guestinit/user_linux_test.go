@@ -26,13 +26,13 @@ func TestReadAccount(t *testing.T) {
 		home string
 		name string
 	}{
-		{"web", syscall.Credential{Uid: 33, Gid: 33, Groups: []uint32{50, 44}}, "/srv", "web"},
-		{"33", syscall.Credential{Uid: 33, Gid: 33, Groups: []uint32{50, 44}}, "/srv", "web"},
-		{"web:staff", syscall.Credential{Uid: 33, Gid: 50}, "/srv", "web"},
-		{"web:7", syscall.Credential{Uid: 33, Gid: 7}, "/srv", "web"},
-		{"1000", syscall.Credential{Uid: 1000}, "/", "1000"},
-		{"1000:44", syscall.Credential{Uid: 1000, Gid: 44}, "/", "1000"},
-		{"root", syscall.Credential{}, "/root", "root"},
+		{"web", syscall.Credential{Uid: 33, Gid: 33, Groups: []uint32{33, 50, 44}}, "/srv", "web"},
+		{"33", syscall.Credential{Uid: 33, Gid: 33, Groups: []uint32{33, 50, 44}}, "/srv", "web"},
+		{"web:staff", syscall.Credential{Uid: 33, Gid: 50, Groups: []uint32{50}}, "/srv", "web"},
+		{"web:7", syscall.Credential{Uid: 33, Gid: 7, Groups: []uint32{7}}, "/srv", "web"},
+		{"1000", syscall.Credential{Uid: 1000, Groups: []uint32{0}}, "/", "1000"},
+		{"1000:44", syscall.Credential{Uid: 1000, Gid: 44, Groups: []uint32{44}}, "/", "1000"},
+		{"root", syscall.Credential{Groups: []uint32{0}}, "/root", "root"},
 	} {
 		a, err := readAccount(c.user, passwd, group)
 		if err != nil {
