@@ -8,8 +8,9 @@ type Needs struct {
 	// also be made, changed and removed.
 	Read, Write []string
 	// Images are folders in which files are made, with the mode that this
-	// process gives new ones. For that it can look at any path of the system:
-	// that a file exists, and its attributes.
+	// process gives new ones. For that it can look at any path that it sees:
+	// that a file exists, and its attributes. With a root folder of its own
+	// (Result.Root) it sees its folders only.
 	Images []string
 	// Remove are folders in which files may be removed: those of its own
 	// sockets. Landlock cannot say which files.
